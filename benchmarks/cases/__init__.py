@@ -1,0 +1,33 @@
+"""The cases, by the name that `--only` takes.
+
+An adaptive case is solved by us and by peers at equal error and measured by `case.measure`; the other
+cases measure something else and make their own rows.
+"""
+
+from collections.abc import Callable
+
+from benchmarks.case import Case, Row, measure
+from benchmarks.cases import dense_memory, first_call, forward, gradient, neural
+
+
+def adaptive_cases() -> dict[str, Callable[[], Case]]:
+    """Builders of the cases with an error, by name."""
+    builders = (
+        forward.lv_one,
+        forward.lv_final,
+        forward.lv_vmap,
+        gradient.lv_grad,
+        gradient.lv_grad_vmap,
+        neural.node_grad,
+        neural.node_grad_joint,
+    )
+    return {builder.__name__: builder for builder in builders}
+
+
+def all_cases() -> dict[str, Callable[[], list[Row]]]:
+    """What measures each case, by name."""
+    adaptive = {
+        name: lambda builder=builder: measure(builder())
+        for name, builder in adaptive_cases().items()
+    }
+    return adaptive | {"first_call": first_call.rows, "dense_memory": dense_memory.rows}

@@ -1,0 +1,1 @@
+"""The problems of the cases: fields, data and reference solutions."""

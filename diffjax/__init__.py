@@ -1,0 +1,34 @@
+"""diffjax: every differential equation is a differentiable function."""
+
+from .adjoints.base import Adjoint as Adjoint
+from .adjoints.discrete import DiscreteAdjoint as DiscreteAdjoint
+from .adjoints.forward import ForwardMode as ForwardMode
+from .algorithms.base import Algorithm as Algorithm
+from .algorithms.explicit_methods import BS3 as BS3
+from .algorithms.explicit_methods import BS5 as BS5
+from .algorithms.explicit_methods import DP5 as DP5
+from .algorithms.explicit_methods import DP8 as DP8
+from .algorithms.explicit_methods import RK4 as RK4
+from .algorithms.explicit_methods import SSPRK33 as SSPRK33
+from .algorithms.explicit_methods import SSPRK43 as SSPRK43
+from .algorithms.explicit_methods import Euler as Euler
+from .algorithms.explicit_methods import Heun as Heun
+from .algorithms.explicit_methods import Midpoint as Midpoint
+from .algorithms.explicit_methods import Ralston as Ralston
+from .algorithms.explicit_methods import Tsit5 as Tsit5
+from .algorithms.explicit_methods import Vern6 as Vern6
+from .algorithms.explicit_methods import Vern7 as Vern7
+from .algorithms.explicit_methods import Vern8 as Vern8
+from .algorithms.explicit_methods import Vern9 as Vern9
+from .problems import ODEProblem as ODEProblem
+from .problems import Problem as Problem
+from .problems import remake as remake
+from .solution import Solution as Solution
+from .solution import SolveError as SolveError
+from .solution import Stats as Stats
+from .solve import solve as solve
+from .stepping.controllers import Controller as Controller
+from .stepping.controllers import IController as IController
+from .stepping.controllers import PIController as PIController
+from .stepping.controllers import PIDController as PIDController
+from .stepping.status import ReturnCode as ReturnCode

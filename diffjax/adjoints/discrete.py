@@ -1,0 +1,161 @@
+"""The exact derivative of the steps that a solve took, replayed from a tape of them.
+
+`solve` is a `custom_jvp` whose tangent is one linear map (`linear_map.py`): applied, it replays
+the tape forwards with jvps; transposed, backwards with vjps. Both replays are plain loops, so they
+are themselves forward-differentiable: `jacfwd(grad(...))` is the Hessian.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array
+
+from ..stepping.loop import Keep, Outcome, integrate
+from ..stepping.plan import Inputs, Plan, Settings
+from ..stepping.tape import Snapshots, Tape
+from .base import Adjoint
+from .linear_map import Level, LinearMap, apply_linear
+from .replay import Moving, Replay, Residuals, Smooth, Steps
+from .replay_backward import replay_backward
+from .replay_forward import replay_forward
+
+
+class DiscreteAdjoint(Adjoint):
+    """The exact derivative of the accepted steps; the default.
+
+    It works under `grad`, `jvp`, `jacfwd`, `jacrev`, `vmap`, `jit` and `shard_map`, and forward
+    over reverse for second derivatives.
+
+    **Arguments:**
+
+    - `checkpoints`: None keeps a tape of every step, `max_steps` rows of `(t, dt, u)`. A number
+        keeps the state at the start of so many segments instead, and takes each segment's steps
+        once more when it is replayed; about `sqrt(max_steps)` needs the least memory.
+
+    !!! example
+        `dj.solve(prob, dj.Tsit5(), adjoint=dj.DiscreteAdjoint(checkpoints=64))`
+    """
+
+    checkpoints: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self) -> None:
+        c = self.checkpoints
+        if c is not None and (isinstance(c, bool) or not isinstance(c, int) or c < 1):
+            raise ValueError(f"checkpoints must be None or a positive integer, got {c!r}.")
+
+    def solve(self, plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
+        return _solve(plan, inputs, settings, Keep(tape=plan.every_step), self.checkpoints)
+
+
+def _solve(
+    plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, checkpoints: int | None
+) -> Outcome:
+    """The solve as a function that JAX can differentiate, keeping what `keep` says."""
+    leaves, structure = jtu.tree_flatten(inputs)
+
+    @jax.custom_jvp
+    def run(leaves: list[Array], settings: Settings) -> tuple[Smooth, Outcome]:
+        return _split(integrate(plan, jtu.tree_unflatten(structure, leaves), settings, keep))
+
+    @partial(run.defjvp, symbolic_zeros=True)
+    def _(primals: Any, tangents: Any) -> Any:
+        leaves, settings = primals
+        perturbed = [i for i, t in enumerate(tangents[0]) if not isinstance(t, SymbolicZero)]
+        names = _names(inputs)
+        times = any(names[i] in ("t0", "t1", "saves", "stops") for i in perturbed)
+        if plan.every_step or checkpoints is None:
+            kept = Keep(tape=True, landings=times)
+        else:
+            kept = Keep(segments=checkpoints, landings=times)
+        again = jtu.tree_unflatten(structure, leaves)
+        outcome = _solve(plan, again, settings, kept, checkpoints)
+        smooth, rest = _split(outcome)
+        residuals = Residuals(leaves, settings, outcome.tape, outcome.saved)
+        recorded = keep.tape or keep.segments is not None
+        if not recorded:
+            smooth = smooth._replace(tape_t=None, tape_u=None)
+            rest = rest._replace(tape=None)
+        replay = Replay(
+            plan=plan,
+            moving=Moving(structure, perturbed, names),
+            steps=Steps(plan, times, smooth.rows is not None),
+            kept=kept,
+            recorded=recorded,
+            residual_structure=jtu.tree_structure(residuals),
+            smooth_structure=jtu.tree_structure(smooth),
+        )
+        out = apply_linear(
+            _SolveTangent(replay, smooth),
+            jtu.tree_leaves(residuals),
+            [tangents[0][i] for i in perturbed],
+        )
+        smooth_dot = jtu.tree_unflatten(replay.smooth_structure, out)
+        return (smooth, rest), (smooth_dot, jtu.tree_map(_no_tangent, rest))
+
+    return _join(*run(leaves, settings))
+
+
+def _names(inputs: Inputs) -> list[str]:
+    """The field of `Inputs` that each of its leaves belongs to."""
+    fields = [jtu.tree_map(lambda _, name=name: name, value) for name, value in zip(
+        inputs._fields, inputs, strict=True
+    )]
+    return jtu.tree_leaves(Inputs(*fields))
+
+
+def _no_tangent(x: Array) -> Any:
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        return jnp.zeros_like(x)
+    return np.zeros(x.shape, jax.dtypes.float0)
+
+
+def _split(outcome: Outcome) -> tuple[Smooth, Outcome]:
+    tape = outcome.tape
+    t, u = None, None
+    if isinstance(tape, Tape):
+        t, u = tape.t, tape.u
+        tape = tape._replace(t=None, u=None)
+    elif isinstance(tape, Snapshots):
+        t, u = getattr(tape.carry, "t", None), tape.carry.u
+        cleared = {"u": None} if t is None else {"u": None, "t": None}
+        tape = tape._replace(carry=tape.carry._replace(**cleared))
+    smooth = Smooth(outcome.rows, outcome.u_end, outcome.t_end, t, u)
+    return smooth, outcome._replace(rows=None, u_end=None, t_end=None, tape=tape)
+
+
+def _join(smooth: Smooth, rest: Outcome) -> Outcome:
+    tape = rest.tape
+    if isinstance(tape, Tape):
+        tape = tape._replace(t=smooth.tape_t, u=smooth.tape_u)
+    elif isinstance(tape, Snapshots):
+        fields = {"u": smooth.tape_u}
+        if smooth.tape_t is not None:
+            fields["t"] = smooth.tape_t
+        tape = tape._replace(carry=tape.carry._replace(**fields))
+    return rest._replace(rows=smooth.rows, u_end=smooth.u_end, t_end=smooth.t_end, tape=tape)
+
+
+class _SolveTangent(LinearMap):
+    """The tangent of a solve as a linear map of the tangents of its inputs."""
+
+    def __init__(self, replay: Replay, smooth: Smooth) -> None:
+        self.replay = replay
+        self.out_avals = tuple(jax.typeof(x) for x in jtu.tree_leaves(smooth))
+
+    def apply(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
+        return replay_forward(self.replay, residuals, tangents)
+
+    def transpose(
+        self,
+        levels: tuple[Level, ...],
+        residuals: Sequence[Array],
+        cotangents: Sequence[Array | None],
+    ) -> list[Array]:
+        return replay_backward(self.replay, levels, residuals, cotangents)

@@ -1,0 +1,274 @@
+"""Replaying the accepted steps of a solve: forwards with tangents, backwards with cotangents.
+
+A replay knows nothing of the step controller. It reads rows `(t, dt, u)` and pulls a tangent or a
+cotangent through each step with one jvp or vjp, and through what was saved inside it.
+
+Step sizes carry no derivative, except where a step was cut to land on a time that does: then
+`dt = stop - t`. Fixed steps are functions of both ends of the span.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import equinox.internal as eqxi
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, PyTree
+
+from ..stepping.fixed import fixed_time
+from ..stepping.loop import Keep, any_lane, retape, steps_done
+from ..stepping.plan import Inputs, Plan, Settings
+from ..stepping.tape import Snapshots, Tape
+from .linear_map import Level
+
+
+class Point(NamedTuple):
+    """Where a step starts or ends; `t` is None if times carry no derivative."""
+
+    u: PyTree
+    t: Array | None
+
+
+class Row(NamedTuple):
+    """One row of the tape, as a lane reads it."""
+
+    index: Array
+    t: Array
+    t_next: Array
+    dt: Array
+    u: PyTree
+    landed: Array | None
+    active: Array
+
+
+class Inside(NamedTuple):
+    """What a save inside a step is computed from; times are None if they carry no derivative."""
+
+    coefficients: PyTree
+    t: Array | None
+    dt: Array | None
+
+
+def read(tape: Tape, k: Array, first: Array) -> Row:
+    """Row k of a tape whose rows are numbered from `first`."""
+    active = (tape.dt[k] != 0) & (k < tape.used)
+    return Row(
+        index=k + first,
+        t=tape.t[k],
+        t_next=tape.t[k + 1],
+        # A row that is not there is replayed as a step of length one and thrown away.
+        dt=jnp.where(active, tape.dt[k], 1),
+        # Rows of a compact tape beyond a lane's end are zeros, where f may not be finite.
+        u=jtu.tree_map(lambda x: jnp.where(active, x[k], x[0]), tape.u),
+        landed=None if tape.landed is None else tape.landed[k],
+        active=active,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """One step and one save as pure functions of what is differentiated.
+
+    `times` says whether times carry a derivative, `saves` whether anything is saved at save times.
+    """
+
+    plan: Plan
+    times: bool
+    saves: bool
+
+    def step(self, start: Point, inputs: Inputs, row: Row, inside: bool) -> tuple[Point, Inside]:
+        """From the start of a step to its end, and what its saves need if `inside`."""
+        alg, field = self.plan.alg, self.plan.field(inputs)
+        t, dt, end = self._schedule(start, inputs, row)
+        memory = alg.init(field, t, start.u)
+        result = alg.step(field, t, dt, start.u, memory, None)
+        coefficients = alg.dense(field, t, dt, start.u, result.stages) if inside else None
+        if not self.times:
+            return Point(result.u, None), Inside(coefficients, None, None)
+        return Point(result.u, end), Inside(coefficients, t, dt)
+
+    def _schedule(self, start: Point, inputs: Inputs, row: Row) -> tuple[Array, Array, Array]:
+        if not self.times:
+            return row.t, row.dt, row.t_next
+        if self.plan.controller is None:
+            t = fixed_time(self.plan, inputs, row.index)
+            end = fixed_time(self.plan, inputs, row.index + 1)
+            return t, end - t, end
+        assert start.t is not None and row.landed is not None
+        t1 = jnp.reshape(inputs.t1, (1,))
+        stops = t1 if inputs.stops is None else jnp.concatenate([inputs.stops, t1])
+        stop = stops[jnp.maximum(row.landed, 0)]
+        landed = row.landed >= 0
+        dt = jnp.where(landed, stop - start.t, jax.lax.stop_gradient(row.dt))
+        return start.t, dt, jnp.where(landed, stop, start.t + dt)
+
+    def save(self, inside: Inside, inputs: Inputs, row: Row, j: Array) -> list[Array]:
+        """What is saved at save time number j, inside this step."""
+        assert inputs.saves is not None
+        ts = inputs.saves[jnp.clip(j, 0, inputs.saves.shape[0] - 1)]
+        t = row.t if inside.t is None else inside.t
+        dt = row.dt if inside.dt is None else inside.dt
+        u = self.plan.alg.interpolate(inside.coefficients, (ts - t) / dt)
+        return self.plan.observe(inputs.save_args, u, ts)
+
+    def initial_save(self, inputs: Inputs) -> list[Array]:
+        return self.plan.observe(inputs.save_args, inputs.u0, inputs.t0)
+
+
+class Lanes:
+    """Applies a function of one lane to all lanes of the `vmap`s around.
+
+    An argument's flags say at which levels it has a batch axis: True for all of them, False for
+    none, or for a list of arrays one tuple of flags each.
+    """
+
+    def __init__(self, levels: tuple[Level, ...]) -> None:
+        self.sizes = tuple(level.size for level in levels)
+        self.all = (True,) * len(levels)
+
+    def __call__(self, fn: Callable[..., Any], *flags: Any) -> Callable[..., Any]:
+        for i, size in enumerate(self.sizes):
+            axes = tuple(_axes(flag, i) for flag in flags)
+            fn = jax.vmap(fn, in_axes=axes, axis_size=size)
+        return fn
+
+    def fill(self, x: Array, have: tuple[bool, ...], want: tuple[bool, ...]) -> Array:
+        """Give an argument the batch axes that it lacks."""
+        for i, size in enumerate(self.sizes):
+            if want[i] and not have[i]:
+                axis = sum(have[i + 1 :])
+                shape = x.shape[:axis] + (size,) + x.shape[axis:]
+                x = jnp.broadcast_to(jnp.expand_dims(x, axis), shape)
+                have = (*have[:i], True, *have[i + 1 :])
+        return x
+
+    def reduce(self, x: Array, want: tuple[bool, ...]) -> Array:
+        """Sum over the levels at which the result has no batch axis."""
+        levels = len(self.sizes)
+        axes = tuple(levels - 1 - i for i, flag in enumerate(want) if not flag)
+        return jnp.sum(x, axis=axes) if axes else x
+
+
+def _axes(flag: Any, level: int) -> Any:
+    if isinstance(flag, bool):
+        return 0 if flag else None
+    return [0 if flags[level] else None for flags in flag]
+
+
+def any_of(condition: Array) -> Array:
+    """Whether a condition holds in any lane, of the levels and of any `vmap` further out."""
+    return any_lane(jnp.any(condition))
+
+
+def max_of(x: Array) -> Array:
+    return eqxi.unvmap_max(jnp.max(x))
+
+
+def masked(active: Array, x: PyTree) -> PyTree:
+    """`x` where a lane is active, zero elsewhere; lane axes come first."""
+    return chosen(active, x, jtu.tree_map(jnp.zeros_like, x))
+
+
+def chosen(active: Array, yes: PyTree, no: PyTree) -> PyTree:
+    """`yes` where a lane is active, `no` elsewhere; lane axes come first."""
+
+    def choose(a: Array, b: Array) -> Array:
+        return jnp.where(active.reshape(active.shape + (1,) * (a.ndim - active.ndim)), a, b)
+
+    return jtu.tree_map(choose, yes, no)
+
+
+def add(x: PyTree, y: PyTree) -> PyTree:
+    return jtu.tree_map(jnp.add, x, y)
+
+
+# What depends on which field of `Inputs`: a step, a save, or only the start of the solve.
+_GROUPS = {
+    "u0": "start",
+    "args": "step",
+    "t0": "step",
+    "t1": "step",
+    "stops": "step",
+    "save_args": "save",
+    "saves": "save",
+}
+
+
+class Moving:
+    """Which leaves of the inputs carry a derivative, and how to put them back in place."""
+
+    def __init__(self, structure: Any, which: Sequence[int], names: Sequence[str]) -> None:
+        self.structure = structure
+        self.which = tuple(which)
+        self.names = tuple(names[i] for i in which)
+
+    def positions(self, group: str) -> list[int]:
+        """Positions, in the list of moving leaves, of those in a group."""
+        return [i for i, name in enumerate(self.names) if _GROUPS[name] == group]
+
+    def take(self, values: Sequence[Any], group: str) -> list[Any]:
+        """Of one value per moving leaf, those in a group."""
+        return [values[i] for i in self.positions(group)]
+
+    def place(self, leaves: Sequence[Array], group: str, values: Sequence[Array]) -> Inputs:
+        """The inputs with the moving leaves of one group replaced."""
+        leaves = list(leaves)
+        for i, value in zip(self.positions(group), values, strict=True):
+            leaves[self.which[i]] = value
+        return jtu.tree_unflatten(self.structure, leaves)
+
+
+class Residuals(NamedTuple):
+    """What a replay reads: the solve's inputs, and its tape or the snapshots to make it from."""
+
+    leaves: list[Array]
+    settings: Settings
+    record: Tape | Snapshots
+    saved: Array | None
+
+
+class Smooth(NamedTuple):
+    """The part of an outcome that carries a derivative."""
+
+    rows: list[Array] | None
+    u_end: PyTree
+    t_end: Array
+    tape_t: Array | None
+    tape_u: PyTree
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """The static facts of a replay.
+
+    - `recorded`: the tape itself is an output of the solve, and has tangents.
+    - `kept`: how the tape was, or is to be, written.
+    """
+
+    plan: Plan
+    moving: Moving
+    steps: Steps
+    kept: Keep
+    recorded: bool
+    residual_structure: Any
+    smooth_structure: Any
+
+    @property
+    def lazy(self) -> bool:
+        """Whether what saves need costs evaluations that a step without one should not pay."""
+        return bool(self.plan.alg.dense_counts)
+
+    def segments(self, record: Tape | Snapshots) -> Array:
+        return jnp.ones((), jnp.int32) if isinstance(record, Tape) else record.used
+
+    def segment(
+        self, record: Tape | Snapshots, leaves: list[Array], settings: Settings, number: Array
+    ) -> tuple[Tape, Array]:
+        """The tape of a segment and the number of its first step."""
+        if isinstance(record, Tape):
+            return record, jnp.zeros((), jnp.int32)
+        inputs = jtu.tree_unflatten(self.moving.structure, leaves)
+        carry = record.read(number)
+        return retape(self.plan, inputs, settings, self.kept, carry), steps_done(carry)

@@ -1,0 +1,338 @@
+"""A solve replayed backwards: a cotangent pulled through every accepted step.
+
+One vjp an accepted step. A save inside a step adds its cotangent to that of the coefficients of
+the step's continuous extension, in which it is linear, before the step is pulled back.
+
+All lanes go backwards together, with the step of all lanes as one function: a parameter that lanes
+share has one cotangent, contracted over the lanes inside the vjp, not one accumulator a lane.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, PyTree
+
+from ..stepping.plan import Inputs
+from ..stepping.tape import Tape
+from ..stepping.varying import vary_alike
+from .linear_map import Level
+from .replay import (
+    Inside,
+    Lanes,
+    Point,
+    Replay,
+    Residuals,
+    Row,
+    Smooth,
+    add,
+    any_of,
+    chosen,
+    masked,
+    max_of,
+    read,
+)
+
+
+class _Carry(NamedTuple):
+    """Cotangents of the current point and of the moving inputs; `j` is the save that comes next."""
+
+    point: Point
+    for_step: list[Array]
+    for_save: list[Array]
+    j: Array | None
+
+
+class _Backward:
+    def __init__(
+        self,
+        replay: Replay,
+        levels: tuple[Level, ...],
+        residuals: Sequence[Array],
+        cotangents: Sequence[Array | None],
+    ) -> None:
+        self.replay, self.moving, self.steps = replay, replay.moving, replay.steps
+        self.lanes = Lanes(levels)
+        count = self.moving.structure.num_leaves
+        flags = list(zip(*(level.residuals for level in levels), strict=True)) or [()] * len(residuals)
+        tangent_flags = list(zip(*(level.tangents for level in levels), strict=True))
+        self.out_flags = tangent_flags or [()] * len(self.moving.which)
+        residuals = list(residuals)
+        # A moving input is batched where its tangent is.
+        for i, want in zip(self.moving.which, self.out_flags, strict=True):
+            both = tuple(a or b for a, b in zip(flags[i], want, strict=True))
+            residuals[i] = self.lanes.fill(residuals[i], flags[i], both)
+            flags[i] = both
+        for i in range(count, len(residuals)):
+            residuals[i] = self.lanes.fill(residuals[i], flags[i], self.lanes.all)
+        self.flags = flags[:count]
+        self.residuals: Residuals = jtu.tree_unflatten(replay.residual_structure, residuals)
+        self.leaves = self.residuals.leaves
+        self.inputs: Inputs = jtu.tree_unflatten(self.moving.structure, self.leaves)
+        self.input_flags: Inputs = jtu.tree_unflatten(self.moving.structure, self.flags)
+        self.primals = [self.leaves[i] for i in self.moving.which]
+        self.primal_flags = [self.flags[i] for i in self.moving.which]
+        self.cotangents: Smooth = jtu.tree_unflatten(replay.smooth_structure, cotangents)
+
+    def _group(self, group: str) -> tuple[list[Array], list[Any]]:
+        """Primals of a group of moving leaves, and their flags."""
+        return self.moving.take(self.primals, group), self.moving.take(self.primal_flags, group)
+
+    def start(self) -> _Carry:
+        record, given = self.residuals.record, self.cotangents
+        if isinstance(record, Tape):
+            like = self.lanes(lambda u: jtu.tree_map(lambda x: x[0], u), True)(record.u)
+        else:
+            like = self.lanes(lambda u: jtu.tree_map(lambda x: x[0], u), True)(record.carry.u)
+        u = _given(given.u_end, like)
+        t = None
+        if self.steps.times:
+            t = jnp.zeros(self._lane_shape(), self.inputs.t0.dtype)
+            t = t if given.t_end is None else t + given.t_end
+        point = Point(u, t)
+        if self.replay.recorded and isinstance(record, Tape):
+            point = self._from_tape(point, record.used, jnp.asarray(True))
+        j = None
+        if self.steps.saves:
+            assert self.residuals.saved is not None
+            j = self.residuals.saved - 1
+        carry = _Carry(
+            point,
+            [jnp.zeros_like(x) for x in self._group("step")[0]],
+            [jnp.zeros_like(x) for x in self._group("save")[0]],
+            j,
+        )
+        return vary_alike((carry, self.residuals, cotangent_leaves(given)))[0]
+
+    def _lane_shape(self) -> tuple[int, ...]:
+        return tuple(reversed(self.lanes.sizes))
+
+    def _from_tape(self, point: Point, number: Array, active: Array) -> Point:
+        """Add the cotangent of row `number` of the tape."""
+        given = self.cotangents
+
+        def row(buffer: Array, number: Array) -> Array:
+            return buffer[number]
+
+        flag = number.ndim > 0
+        u, t = point.u, point.t
+        leaves = jtu.tree_leaves(given.tape_u, is_leaf=lambda x: x is None)
+        if any(x is not None for x in leaves):
+            rows = [None if x is None else self.lanes(row, True, flag)(x, number) for x in leaves]
+            structure = jtu.tree_structure(u)
+            u = jtu.tree_unflatten(
+                structure,
+                [
+                    a if b is None else a + masked(jnp.broadcast_to(active, self._lane_shape()), b)
+                    for a, b in zip(jtu.tree_leaves(u), rows, strict=True)
+                ],
+            )
+        if t is not None and given.tape_t is not None:
+            t = t + jnp.where(active, self.lanes(row, True, flag)(given.tape_t, number), 0)
+        return Point(u, t)
+
+    def due(self, j: Array | None, row: Row) -> Array:
+        """Whether save j lies in this step, by lane."""
+
+        def one(j: Array, saves: Array, row: Row) -> Array:
+            return (j >= 0) & (saves[jnp.maximum(j, 0)] > row.t) & row.active
+
+        flag = self.input_flags.saves
+        return self.lanes(lambda j, s, row: one(j, s[0], row), True, [flag], True)(
+            j, [self.inputs.saves], row
+        )
+
+    def step(self, carry: _Carry, row: Row, inside: bool) -> _Carry:
+        primals, flags = self._group("step")
+
+        def one(start: Point, moving: list[Array], leaves: list[Array], row: Row) -> Any:
+            return self.steps.step(start, self.moving.place(leaves, "step", moving), row, inside)
+
+        def lanes(start: Point, moving: list[Array]) -> tuple[Point, Inside]:
+            return self.lanes(one, True, flags, self.flags, True)(start, moving, self.leaves, row)
+
+        start = Point(row.u, row.t if self.steps.times else None)
+        (_, between), pull = jax.vjp(lanes, start, primals)
+        between_bar = jtu.tree_map(jnp.zeros_like, between)
+        if inside:
+            carry, between_bar = self.saves(carry, row, between, between_bar)
+        start_bar, moving_bar = pull((masked(row.active, carry.point), between_bar))
+        return carry._replace(
+            point=chosen(row.active, start_bar, carry.point),
+            for_step=add(carry.for_step, moving_bar),
+        )
+
+    def saves(
+        self, carry: _Carry, row: Row, between: Inside, between_bar: Inside
+    ) -> tuple[_Carry, Inside]:
+        primals, flags = self._group("save")
+        given = self.cotangents.rows
+        assert given is not None
+
+        def one(
+            between: Inside, moving: list[Array], leaves: list[Array], row: Row, j: Array
+        ) -> list[Array]:
+            inputs = self.moving.place(leaves, "save", moving)
+            return self.steps.save(between, inputs, row, j)
+
+        def pull(state: Any) -> Any:
+            j, between_bar, for_save = state
+            due = self.due(j, row)
+
+            def lanes(between: Inside, moving: list[Array]) -> list[Array]:
+                return self.lanes(one, True, flags, self.flags, True, True)(
+                    between, moving, self.leaves, row, j
+                )
+
+            out, back = jax.vjp(lanes, between, primals)
+            at = self.lanes(lambda x, j: x[jnp.maximum(j, 0)], True, True)
+            rows = [
+                jnp.zeros_like(o) if g is None else masked(due, at(g, j))
+                for o, g in zip(out, given, strict=True)
+            ]
+            bar, moving_bar = back(rows)
+            return j - due.astype(jnp.int32), add(between_bar, bar), add(for_save, moving_bar)
+
+        j, between_bar, for_save = jax.lax.while_loop(
+            lambda state: any_of(self.due(state[0], row)),
+            pull,
+            (carry.j, between_bar, carry.for_save),
+        )
+        return carry._replace(j=j, for_save=for_save), between_bar
+
+    def retreat(self, carry: _Carry, row: Row) -> _Carry:
+        if not self.steps.saves or self.cotangents.rows is None:
+            return self.step(carry, row, inside=False)
+        if not self.replay.lazy:
+            return self.step(carry, row, inside=True)
+        return jax.lax.cond(
+            any_of(self.due(carry.j, row)),
+            lambda c: self.step(c, row, inside=True),
+            lambda c: self.step(c, row, inside=False),
+            carry,
+        )
+
+    def segment(self, number: Array, carry: _Carry) -> _Carry:
+        residuals = self.residuals
+        full = isinstance(residuals.record, Tape)
+
+        def make(record: Any, leaves: list[Array], settings: Any) -> tuple[Tape, Array]:
+            return self.replay.segment(record, leaves, settings, number)
+
+        if full:
+            tape, first = residuals.record, jnp.zeros(self._lane_shape(), jnp.int32)
+        else:
+            tape, first = self.lanes(make, True, self.flags, True)(
+                residuals.record, residuals.leaves, residuals.settings
+            )
+        used = max_of(tape.used)
+
+        def one(i: Array, carry: _Carry) -> _Carry:
+            k = used - 1 - i
+            row = self.lanes(read, True, False, True)(tape, k, first)
+            carry = self.retreat(carry, row)
+            if self.replay.recorded and full:
+                carry = carry._replace(point=self._from_tape(carry.point, k, row.active))
+            return carry
+
+        carry = jax.lax.fori_loop(0, used, one, carry)
+        if self.replay.recorded and not full:
+            active = number < residuals.record.used
+            carry = carry._replace(point=self._from_tape(carry.point, number, active))
+        return carry
+
+    def initial_saves(self, carry: _Carry) -> tuple[_Carry, PyTree, Array | None]:
+        """Pull back the saves at t0 itself: cotangents of u0 and t0 beside the carry."""
+        given = self.cotangents.rows
+        assert given is not None and carry.j is not None
+        primals, flags = self._group("save")
+
+        def total(x: Array, j: Array) -> Array:
+            kept = jnp.arange(x.shape[0]) <= j
+            return jnp.sum(masked(kept, x), axis=0)
+
+        def one(point: Point, moving: list[Array], leaves: list[Array]) -> list[Array]:
+            inputs = self.moving.place(leaves, "save", moving)
+            t0 = inputs.t0 if point.t is None else point.t
+            return self.steps.initial_save(inputs._replace(u0=point.u, t0=t0))
+
+        def lanes(point: Point, moving: list[Array]) -> list[Array]:
+            return self.lanes(one, True, flags, self.flags)(point, moving, self.leaves)
+
+        out, back = jax.vjp(lanes, self._first_point(), primals)
+        rows = [
+            jnp.zeros_like(o) if g is None else self.lanes(total, True, True)(g, carry.j)
+            for o, g in zip(out, given, strict=True)
+        ]
+        point_bar, moving_bar = back(rows)
+        return carry._replace(
+            point=add(carry.point, point_bar), for_save=add(carry.for_save, moving_bar)
+        )
+
+    def _first_point(self) -> Point:
+        fill, flags = self.lanes.fill, self.input_flags
+        u = [
+            fill(x, f, self.lanes.all)
+            for x, f in zip(
+                jtu.tree_leaves(self.inputs.u0), self.flags, strict=False
+            )
+        ]
+        t = fill(self.inputs.t0, flags.t0, self.lanes.all) if self.steps.times else None
+        return Point(jtu.tree_unflatten(jtu.tree_structure(self.inputs.u0), u), t)
+
+    def run(self) -> list[Array]:
+        carry = self.start()
+        segments = max_of(self.replay.segments(self.residuals.record))
+        if isinstance(self.residuals.record, Tape):
+            carry = self.segment(jnp.zeros((), jnp.int32), carry)
+        else:
+            carry = jax.lax.fori_loop(
+                0, segments, lambda i, c: self.segment(segments - 1 - i, c), carry
+            )
+        if self.steps.saves and self.cotangents.rows is not None:
+            carry = self.initial_saves(carry)
+        return self._collect(carry)
+
+    def _collect(self, carry: _Carry) -> list[Array]:
+        """One cotangent for each moving leaf, with the batch axes of its tangent."""
+        moving = self.moving
+        out: list[Any] = [None] * len(moving.which)
+        for group, values in (("step", carry.for_step), ("save", carry.for_save)):
+            for i, value in zip(moving.positions(group), values, strict=True):
+                out[i] = self._reduced(value, self.primal_flags[i], self.out_flags[i])
+        states = jtu.tree_leaves(carry.point.u)
+        for i, name in enumerate(moving.names):
+            want = self.out_flags[i]
+            if name == "u0":
+                out[i] = self.lanes.reduce(states[moving.which[i]], want)
+            elif name == "t0" and carry.point.t is not None:
+                out[i] = out[i] + self.lanes.reduce(carry.point.t, want)
+        return out
+
+    def _reduced(self, x: Array, have: tuple[bool, ...], want: tuple[bool, ...]) -> Array:
+        return x if have == want else self.lanes.reduce(self.lanes.fill(x, have, have), want)
+
+
+def _given(cotangents: PyTree, like: PyTree) -> PyTree:
+    """Cotangents with zeros for those that are known to be zero."""
+    leaves, structure = jtu.tree_flatten(like)
+    given = jtu.tree_leaves(cotangents, is_leaf=lambda x: x is None)
+    given = given if given else [None] * len(leaves)
+    filled = [jnp.zeros_like(x) if g is None else g for x, g in zip(leaves, given, strict=True)]
+    return jtu.tree_unflatten(structure, filled)
+
+
+def cotangent_leaves(smooth: Smooth) -> list[Array]:
+    return [x for x in jtu.tree_leaves(smooth) if x is not None]
+
+
+def replay_backward(
+    replay: Replay,
+    levels: tuple[Level, ...],
+    residuals: Sequence[Array],
+    cotangents: Sequence[Array | None],
+) -> list[Array]:
+    """The cotangents of a solve's moving inputs, for all lanes."""
+    return _Backward(replay, levels, residuals, cotangents).run()

@@ -1,0 +1,193 @@
+"""A solve replayed forwards: a tangent pushed through every accepted step."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, PyTree
+
+from ..stepping.plan import Inputs
+from ..stepping.tape import Tape
+from ..stepping.varying import vary_alike
+from .replay import (
+    Inside,
+    Point,
+    Replay,
+    Residuals,
+    Row,
+    Smooth,
+    any_of,
+    chosen,
+    max_of,
+    read,
+)
+
+
+class _Carry(NamedTuple):
+    """Tangents of the current point and of the outputs; `j` is the save that comes next."""
+
+    point: Point
+    rows: list[Array] | None
+    tape_t: Array | None
+    tape_u: PyTree
+    j: Array | None
+
+
+class _Forward:
+    def __init__(self, replay: Replay, residuals: Residuals, tangents: Sequence[Array]) -> None:
+        self.replay, self.residuals = replay, residuals
+        self.moving, self.steps = replay.moving, replay.steps
+        self.leaves = residuals.leaves
+        self.inputs: Inputs = jtu.tree_unflatten(self.moving.structure, self.leaves)
+        self.tangents = list(tangents)
+        self.primals = [self.leaves[i] for i in self.moving.which]
+
+    def start(self) -> _Carry:
+        inputs, replay = self.inputs, self.replay
+        zeros = [jnp.zeros_like(x) for x in self.leaves]
+        for i, tangent in zip(self.moving.which, self.tangents, strict=True):
+            zeros[i] = tangent
+        dots: Inputs = jtu.tree_unflatten(self.moving.structure, zeros)
+        point = Point(dots.u0, dots.t0 if self.steps.times else None)
+        rows, j = None, None
+        if self.steps.saves:
+            assert inputs.saves is not None
+            initial = inputs.saves <= inputs.t0
+
+            def first(u0: PyTree, save_args: tuple[Array, ...], t0: Array) -> list[Array]:
+                return self.steps.initial_save(
+                    inputs._replace(u0=u0, save_args=save_args, t0=t0)
+                )
+
+            dot = _tangents_of((dots.u0, dots.save_args, dots.t0))
+            row = jax.jvp(first, (inputs.u0, inputs.save_args, inputs.t0), dot)[1]
+            rows = [
+                jnp.where(initial.reshape((-1,) + (1,) * x.ndim), x, jnp.zeros_like(x))
+                for x in row
+            ]
+            j = jnp.sum(initial, dtype=jnp.int32)
+        tape_t, tape_u = None, None
+        record = self.residuals.record
+        if replay.recorded:
+            t, u = (record.t, record.u) if isinstance(record, Tape) else (
+                getattr(record.carry, "t", None), record.carry.u
+            )
+            tape_t = None if t is None else jnp.zeros_like(t)
+            tape_u = jtu.tree_map(jnp.zeros_like, u)
+        carry = _Carry(point, rows, tape_t, tape_u, j)
+        return vary_alike((carry, self.residuals))[0]
+
+    def due(self, j: Array | None, row: Row) -> Array:
+        saves = self.inputs.saves
+        assert saves is not None and j is not None and self.residuals.saved is not None
+        ts = saves[jnp.clip(j, 0, saves.shape[0] - 1)]
+        return (j < self.residuals.saved) & (ts <= row.t_next) & row.active
+
+    def step(self, carry: _Carry, row: Row, inside: bool) -> _Carry:
+        def one(start: Point, leaves: list[Array]) -> tuple[Point, Inside]:
+            return self.steps.step(
+                start, self.moving.place(self.leaves, "step", leaves), row, inside
+            )
+
+        start = Point(row.u, row.t if self.steps.times else None)
+        primals = self.moving.take(self.primals, "step")
+        dots = self.moving.take(self.tangents, "step")
+        (_, between), (end, between_dot) = jax.jvp(one, (start, primals), (carry.point, dots))
+        if inside:
+            carry = self.save(carry, row, between, between_dot)
+        return carry._replace(point=chosen(row.active, end, carry.point))
+
+    def save(self, carry: _Carry, row: Row, between: Inside, between_dot: Inside) -> _Carry:
+        primals = self.moving.take(self.primals, "save")
+        dots = self.moving.take(self.tangents, "save")
+
+        def write(state: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
+            j, rows = state
+
+            def one(between: Inside, leaves: list[Array]) -> list[Array]:
+                inputs = self.moving.place(self.leaves, "save", leaves)
+                return self.steps.save(between, inputs, row, j)
+
+            value = jax.jvp(one, (between, primals), (between_dot, dots))[1]
+            due = self.due(j, row)
+            index = jnp.where(due, j, rows[0].shape[0])
+            rows = [x.at[index].set(v, mode="drop") for x, v in zip(rows, value, strict=True)]
+            return j + due.astype(jnp.int32), rows
+
+        assert carry.j is not None and carry.rows is not None
+        j, rows = jax.lax.while_loop(
+            lambda state: any_of(self.due(state[0], row)), write, (carry.j, carry.rows)
+        )
+        return carry._replace(j=j, rows=rows)
+
+    def advance(self, carry: _Carry, row: Row) -> _Carry:
+        if not self.steps.saves:
+            return self.step(carry, row, inside=False)
+        if not self.replay.lazy:
+            return self.step(carry, row, inside=True)
+        return jax.lax.cond(
+            any_of(self.due(carry.j, row)),
+            lambda c: self.step(c, row, inside=True),
+            lambda c: self.step(c, row, inside=False),
+            carry,
+        )
+
+    def segment(self, number: Array, carry: _Carry) -> _Carry:
+        residuals = self.residuals
+        full = isinstance(residuals.record, Tape)
+        tape, first = self.replay.segment(
+            residuals.record, residuals.leaves, residuals.settings, number
+        )
+        if self.replay.recorded and not full:
+            carry = _mark(carry, number)
+
+        def one(k: Array, carry: _Carry) -> _Carry:
+            if self.replay.recorded and full:
+                carry = _mark(carry, k)
+            return self.advance(carry, read(tape, k, first))
+
+        carry = jax.lax.fori_loop(0, max_of(tape.used), one, carry)
+        return _mark(carry, tape.used) if self.replay.recorded and full else carry
+
+    def run(self) -> Smooth:
+        segments = max_of(self.replay.segments(self.residuals.record))
+        carry = self.start()
+        if isinstance(self.residuals.record, Tape):
+            carry = self.segment(jnp.zeros((), jnp.int32), carry)
+        else:
+            carry = jax.lax.fori_loop(0, segments, self.segment, carry)
+        t_end = carry.point.t
+        if t_end is None:
+            t_end = jnp.zeros_like(self.inputs.t0)
+        return Smooth(carry.rows, carry.point.u, t_end, carry.tape_t, carry.tape_u)
+
+
+def _mark(carry: _Carry, number: Array) -> _Carry:
+    """Write the tangent of the current point into row `number` of the tape's."""
+    t = carry.tape_t
+    if t is not None and carry.point.t is not None:
+        t = t.at[number].set(carry.point.t)
+    u = jtu.tree_map(lambda buffer, x: buffer.at[number].set(x), carry.tape_u, carry.point.u)
+    return carry._replace(tape_t=t, tape_u=u)
+
+
+def _tangents_of(tree: PyTree) -> PyTree:
+    """Tangents as `jax.jvp` wants them: float0 for what is not inexact."""
+
+    def tangent(x: Array) -> Array:
+        if jnp.issubdtype(x.dtype, jnp.inexact):
+            return x
+        return jnp.zeros(x.shape, jax.dtypes.float0)
+
+    return jtu.tree_map(tangent, tree)
+
+
+def replay_forward(
+    replay: Replay, residuals: Sequence[Array], tangents: Sequence[Array]
+) -> list[Array]:
+    """The tangents of a solve's outputs, for one lane."""
+    given: Residuals = jtu.tree_unflatten(replay.residual_structure, residuals)
+    smooth = _Forward(replay, given, tangents).run()
+    return jtu.tree_leaves(smooth)

@@ -1,0 +1,132 @@
+"""The contract between one step and the loop that takes it.
+
+How to add an algorithm:
+
+1. For a method of a family that exists, write its coefficients into `tableaus/` (numbers, each
+   with its source) and a constructor beside its kin (see `explicit_rk.py`).
+2. For a new family, subclass `Algorithm` in a file of its own and write the four methods below.
+   They are pure functions of their arguments; they never see saving, events, adjoints or the
+   step controller.
+3. Export it from `diffjax/__init__.py` and add a row to the table in `tests/methods.py`.
+
+The loop never asks which algorithm it runs: what it needs to know is a declared attribute.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.extend.core as jex
+from jaxtyping import Array, Float, PyTree
+
+# A state as the stepping code sees it: one array, or one flat vector per dtype (`stepping/layout`).
+State = PyTree[Array]
+# The tolerance-scaled root-mean-square norm: norm(v, u_start, u_end).
+Norm = Callable[[State, State, State], Float[Array, ""]]
+
+
+class Field(eqx.Module):
+    """The user's vector field, traced once, with all that it closes over as explicit arguments.
+
+    `args` are the closed-over arrays followed by the leaves of `p`, so that both are
+    differentiated and batched alike.
+    """
+
+    jaxpr: Any = eqx.field(static=True)
+    args: tuple[Array, ...]
+
+    def f(self, t: Float[Array, ""], u: State) -> State:
+        """The derivative of the state."""
+        leaves, structure = jax.tree_util.tree_flatten(u)
+        n_consts = len(self.jaxpr.constvars)
+        consts, parameters = self.args[:n_consts], self.args[n_consts:]
+        traced = jex.jaxpr_as_fun(jex.ClosedJaxpr(self.jaxpr, consts))
+        return jax.tree_util.tree_unflatten(structure, traced(*parameters, t, *leaves))
+
+
+class StepResult(NamedTuple):
+    """What one attempted step gives back.
+
+    - `u`: the state at the end of the step.
+    - `error`: scaled error norm, to be accepted at or below 1; None if the method has no estimate.
+    - `ok`: False if the step must be rejected whatever its error (a failed Newton solve).
+    - `memory`, `memory_if_rejected`: what the next step gets if this one is accepted, rejected.
+    - `stages`: what `dense` needs.
+    """
+
+    u: State
+    error: Float[Array, ""] | None
+    ok: bool | Array
+    memory: PyTree
+    memory_if_rejected: PyTree
+    stages: PyTree
+
+
+class Algorithm(eqx.Module):
+    """How one step is taken.
+
+    Class attributes declare what the loop, the front door and the adjoints may rely on.
+    """
+
+    # Kinds of problem it takes, by class name.
+    takes: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """What error messages call it."""
+        return type(self).__name__
+
+    @property
+    def order(self) -> int:
+        """Order of convergence of the solution that is carried forward."""
+        raise NotImplementedError
+
+    @property
+    def error_order(self) -> int | None:
+        """Order of the embedded solution; None if there is no error estimate."""
+        raise NotImplementedError
+
+    @property
+    def dense_order(self) -> int:
+        """Order of the continuous extension."""
+        raise NotImplementedError
+
+    @property
+    def init_counts(self) -> dict[str, int]:
+        """Work of `init`, by name of the statistic."""
+        return {}
+
+    @property
+    def step_counts(self) -> dict[str, int]:
+        """Work of one attempted step, where it is the same every time."""
+        return {}
+
+    @property
+    def dense_counts(self) -> dict[str, int]:
+        """Work of one call of `dense`; empty if it only rearranges what the step computed."""
+        raise NotImplementedError
+
+    def init(self, field: Field, t: Array, u: State) -> PyTree:
+        """The memory before the first step."""
+        raise NotImplementedError
+
+    def step(
+        self, field: Field, t: Array, dt: Array, u: State, memory: PyTree, norm: Norm | None
+    ) -> StepResult:
+        """Attempt a step from (t, u) to t + dt; `norm=None` asks for no error estimate."""
+        raise NotImplementedError
+
+    def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:
+        """Coefficients of the continuous extension over a step."""
+        raise NotImplementedError
+
+    def interpolate(self, coefficients: PyTree, theta: Array) -> State:
+        """The state at t + theta*dt; linear in `coefficients`."""
+        raise NotImplementedError
+
+    def stiffness(
+        self, field: Field, t: Array, dt: Array, u: State, memory: PyTree
+    ) -> Float[Array, ""] | None:
+        """|dt * rho| over the stability interval for a step from (t, u); None if unknown."""
+        return None

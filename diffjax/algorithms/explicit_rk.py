@@ -1,0 +1,214 @@
+"""Explicit Runge-Kutta methods: one engine, the methods are tableaus.
+
+Stages are unrolled and zeros of the tableau skipped, since XLA on a CPU pays for each small
+kernel; `unroll=False` keeps one call site of the vector field, for fields so large that compile
+time matters more.
+"""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Float, PyTree
+
+from .base import Algorithm, Field, Norm, State, StepResult
+from .tableaus.base import ButcherTableau
+
+_SMALL = 1e-30
+
+
+def _scaled(x: Array, factor: Array) -> Array:
+    """`factor * x` for a real factor, in the dtype of `x`."""
+    return x * factor.astype(jnp.finfo(x.dtype).dtype)
+
+
+def _combine(weights: tuple[float, ...], stages: list[State]) -> State | None:
+    """The weighted sum of the stages, without the terms whose weight is zero."""
+    terms = [(w, k) for w, k in zip(weights, stages, strict=False) if w != 0.0]
+    if not terms:
+        return None
+    scaled = [jtu.tree_map(lambda x, w=w: w * x, k) for w, k in terms]
+    return jtu.tree_map(lambda *xs: sum(xs[1:], start=xs[0]), *scaled)
+
+
+def _advance(u: State, dt: Array, weights: tuple[float, ...], stages: list[State]) -> State:
+    increment = _combine(weights, stages)
+    if increment is None:
+        return u
+    return jtu.tree_map(lambda x, k: x + _scaled(k, dt), u, increment)
+
+
+class ExplicitRungeKutta(Algorithm):
+    """An explicit Runge-Kutta method given by its tableau.
+
+    **Arguments:**
+
+    - `tableau`: the coefficients.
+    - `unroll`: write every stage out (fast), or loop over them with one call site of the vector
+        field (short compilation for a very large field).
+    """
+
+    takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem"})
+
+    tableau: ButcherTableau = eqx.field(static=True)
+    unroll: bool = eqx.field(static=True, default=True)
+
+    @property
+    def order(self) -> int:
+        return self.tableau.order
+
+    @property
+    def error_order(self) -> int | None:
+        return self.tableau.error_order
+
+    @property
+    def dense_order(self) -> int:
+        return self.tableau.dense.order
+
+    @property
+    def name(self) -> str:
+        return self.tableau.name
+
+    @property
+    def init_counts(self) -> dict[str, int]:
+        return {"nf": 1} if self.tableau.fsal else {}
+
+    @property
+    def step_counts(self) -> dict[str, int]:
+        return {"nf": self.tableau.stages - (1 if self.tableau.fsal else 0)}
+
+    @property
+    def dense_counts(self) -> dict[str, int]:
+        extra = len(self.tableau.dense.c_extra)
+        return {"nf": extra} if extra else {}
+
+    def init(self, field: Field, t: Array, u: State) -> PyTree:
+        return field.f(t, u) if self.tableau.fsal else None
+
+    def step(
+        self, field: Field, t: Array, dt: Array, u: State, memory: PyTree, norm: Norm | None
+    ) -> StepResult:
+        tableau = self.tableau
+        first = field.f(t, u) if memory is None else memory
+        stages = self._stages(field, t, dt, u, [first], tableau.a, tableau.c)
+        u_end = _advance(u, dt, tableau.b, stages)
+        error = None if norm is None else self._error(dt, u, u_end, stages, norm)
+        return StepResult(
+            u=u_end,
+            error=error,
+            ok=True,
+            memory=stages[-1] if tableau.fsal else None,
+            memory_if_rejected=memory,
+            stages=tuple(stages),
+        )
+
+    def _stages(
+        self,
+        field: Field,
+        t: Array,
+        dt: Array,
+        u: State,
+        stages: list[State],
+        a: tuple[tuple[float, ...], ...],
+        c: tuple[float, ...],
+    ) -> list[State]:
+        """Add the stages of rows `len(stages)` onwards to those that are there."""
+        if self.unroll:
+            for row, node in zip(a[len(stages) :], c[len(stages) :], strict=True):
+                stages = [*stages, field.f(t + node * dt, _advance(u, dt, row, stages))]
+            return stages
+        return self._looped_stages(field, t, dt, u, stages, a, c)
+
+    def _looped_stages(
+        self,
+        field: Field,
+        t: Array,
+        dt: Array,
+        u: State,
+        stages: list[State],
+        a: tuple[tuple[float, ...], ...],
+        c: tuple[float, ...],
+    ) -> list[State]:
+        total, done = len(c), len(stages)
+        square = jnp.asarray([list(row) + [0.0] * (total - len(row)) for row in a], dt.dtype)
+        nodes = jnp.asarray(c, dt.dtype)
+
+        def buffer(*known: Array) -> Array:
+            filled = jnp.stack(known)
+            return jnp.concatenate([filled, jnp.zeros((total - done, *filled.shape[1:]), filled.dtype)])
+
+        def one_stage(i: Array, ks: State) -> State:
+            def stage_state(x: Array, k: Array) -> Array:
+                row = square[i].astype(jnp.finfo(x.dtype).dtype)
+                return x + _scaled(jnp.tensordot(row.astype(k.dtype), k, axes=1), dt)
+
+            k = field.f(t + nodes[i] * dt, jtu.tree_map(stage_state, u, ks))
+            return jtu.tree_map(lambda buf, new: buf.at[i].set(new), ks, k)
+
+        ks = jax.lax.fori_loop(done, total, one_stage, jtu.tree_map(buffer, *stages))
+        return [jtu.tree_map(lambda buf, i=i: buf[i], ks) for i in range(total)]
+
+    def _error(
+        self, dt: Array, u: State, u_end: State, stages: list[State], norm: Norm
+    ) -> Float[Array, ""] | None:
+        tableau = self.tableau
+        if tableau.b_error is None:
+            return None
+
+        def size(weights: tuple[float, ...]) -> Array:
+            estimate = jtu.tree_map(lambda k: _scaled(k, dt), _combine(weights, stages))
+            return norm(estimate, u, u_end)
+
+        error = size(tableau.b_error)
+        if tableau.b_error_low is None:
+            return error
+        # DOP853 scales its order-5 estimate by an order-3 one (HNW I, section II.10, p. 254).
+        low = size(tableau.b_error_low)
+        return error * error / jnp.sqrt(error * error + 0.01 * low * low + _SMALL)
+
+    def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:
+        """The coefficients of a polynomial in theta, lowest power first, on a leading axis."""
+        tableau, extension = self.tableau, self.tableau.dense
+        ks = list(stages)
+        if extension.c_extra:
+            rows = tableau.a + extension.a_extra
+            ks = self._stages(field, t, dt, u, ks, rows, tableau.c + extension.c_extra)
+        degree = len(extension.weights[0])
+        powers = [_combine(tuple(w[m] for w in extension.weights), ks) for m in range(degree)]
+
+        def stack(x: Array, *terms: Array) -> Array:
+            return jnp.stack([x, *(_scaled(k, dt) for k in terms)])
+
+        # Every power has a non-zero weight somewhere, so none of them is None.
+        return jtu.tree_map(stack, u, *powers)
+
+    def interpolate(self, coefficients: PyTree, theta: Array) -> State:
+        powers = [jnp.ones_like(theta)]
+        for _ in self.tableau.dense.weights[0]:
+            powers.append(powers[-1] * theta)
+        basis = jnp.stack(powers)
+
+        def polynomial(c: Array) -> Array:
+            column = basis.astype(jnp.finfo(c.dtype).dtype).reshape((-1,) + (1,) * (c.ndim - 1))
+            return jnp.sum(column.astype(c.dtype) * c, axis=0)
+
+        return jtu.tree_map(polynomial, coefficients)
+
+    def stiffness(
+        self, field: Field, t: Array, dt: Array, u: State, memory: PyTree
+    ) -> Float[Array, ""] | None:
+        """The quotient of two stages at the same time (HW II, section IV.2, page 22)."""
+        tableau = self.tableau
+        if tableau.stability is None or tableau.stages < 3 or tableau.c[-2] != tableau.c[-1]:
+            return None
+        first = field.f(t, u) if memory is None else memory
+        stages = self._stages(field, t, dt, u, [first], tableau.a, tableau.c)
+        ends = [_advance(u, dt, row, stages) for row in tableau.a[-2:]]
+        slope = jtu.tree_map(lambda x, y: jnp.max(jnp.abs(x - y)), stages[-1], stages[-2])
+        distance = jtu.tree_map(lambda x, y: jnp.max(jnp.abs(x - y)), ends[1], ends[0])
+        rho = jnp.max(jnp.stack(jtu.tree_leaves(slope))) / (
+            jnp.max(jnp.stack(jtu.tree_leaves(distance))) + _SMALL
+        )
+        return jnp.abs(dt) * rho / tableau.stability

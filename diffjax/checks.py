@@ -1,0 +1,209 @@
+"""Judging what can be judged before a solve runs.
+
+Every message names the argument, what came, what was wanted and what to try.
+"""
+
+import warnings
+from typing import Any
+
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+from .algorithms.base import Algorithm
+from .problems.base import Problem
+from .problems.parts import is_array
+from .solution import concrete
+
+# A relative tolerance below this many units of rounding cannot be met.
+MIN_RTOL_ULPS = 10.0
+# How far outside the span a save time may lie by rounding, relative to the span.
+_SPAN_SLACK = 1e-6
+
+
+def check_type(name: str, value: Any, wanted: type, example: str) -> None:
+    """Raise unless `value` is an instance of `wanted`."""
+    if isinstance(value, wanted):
+        return
+    if isinstance(value, type) or callable(value):
+        label = getattr(value, "__name__", repr(value))
+        raise TypeError(
+            f"{name} must be an instance, got the class or function {label}; try {example}."
+        )
+    raise TypeError(f"{name} must be like {example}, got {type(value).__name__}.")
+
+
+def check_problem(prob: Any) -> None:
+    if not isinstance(prob, Problem):
+        raise TypeError(
+            f"prob must be a problem such as dj.ODEProblem(f, u0, tspan, p), "
+            f"got {type(prob).__name__}."
+        )
+
+
+def check_algorithm(alg: Any, prob: Problem) -> None:
+    label = getattr(alg, "__name__", "Tsit5")
+    check_type("alg", alg, Algorithm, f"dj.{label}()")
+    kind = type(prob).__name__
+    if kind not in alg.takes:
+        raise TypeError(
+            f"alg={alg.name} cannot solve a problem of kind {kind}; "
+            f"it takes {', '.join(sorted(alg.takes))}."
+        )
+
+
+def check_steps(alg: Algorithm, adaptive: bool, dt: Any, steps: Any, max_steps: Any) -> bool:
+    """Whether the steps are fixed; raises on settings that contradict one another."""
+    if not isinstance(max_steps, int) or max_steps < 1:
+        raise ValueError(f"max_steps must be a positive integer, got {max_steps!r}.")
+    if steps is not None:
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps must be a positive integer, got {steps!r}.")
+        if dt is not None:
+            raise ValueError("give dt (the size of a step) or steps (their number), not both.")
+    if dt is not None:
+        size = concrete(dt)
+        if size is not None and not (np.isfinite(size).all() and (np.abs(size) > 0).all()):
+            raise ValueError(f"dt must be finite and not zero, got {dt!r}.")
+    has_estimate = alg.error_order is not None
+    fixed = steps is not None or not adaptive or not has_estimate
+    if fixed and dt is None and steps is None:
+        why = "adaptive=False" if has_estimate else f"{alg.name} has no error estimate"
+        raise ValueError(f"{why}: give dt=, the size of a step, or steps=, their number.")
+    if fixed and steps is None and concrete(dt) is None:
+        raise ValueError("dt must be a number where steps are fixed; give steps= to trace it.")
+    return fixed
+
+
+def _ends(prob: Problem) -> tuple[float, float] | None:
+    """Both ends of the span where they are known."""
+    tspan = prob.arguments()["tspan"]
+    if callable(tspan):
+        return None
+    ends = [concrete(t) for t in tspan]
+    if any(t is None or t.ndim > 0 for t in ends):
+        return None
+    t0, t1 = (float(t) for t in ends if t is not None)
+    return t0, t1
+
+
+def check_saving(saveat: Any, save_idxs: Any, save_fn: Any, prob: Problem) -> None:
+    if save_idxs is not None and save_fn is not None:
+        raise ValueError("give save_idxs or save_fn, not both: save_fn can index by itself.")
+    if saveat is None or callable(saveat):
+        return
+    if isinstance(saveat, str):
+        if saveat != "steps":
+            raise ValueError(f'saveat must be a number, times, a function or "steps", got {saveat!r}.')
+        return
+    if np.ndim(saveat) == 0:
+        _check_spacing(saveat, prob)
+        return
+    times = concrete(jnp.asarray(saveat)) if not isinstance(saveat, np.ndarray) else saveat
+    if times is not None:
+        _check_times("saveat", np.asarray(times), _ends(prob))
+
+
+def _check_spacing(saveat: Any, prob: Problem) -> None:
+    if not isinstance(saveat, int | float | np.number) or isinstance(saveat, bool):
+        raise TypeError(
+            f"saveat as a spacing must be a Python number, got {type(saveat).__name__}; "
+            "for a traced spacing give a function (t0, t1) -> times."
+        )
+    if not (np.isfinite(saveat) and saveat > 0):
+        raise ValueError(f"saveat as a spacing must be positive and finite, got {saveat}.")
+    tspan = prob.arguments()["tspan"]
+    if callable(tspan) or not all(isinstance(t, float) for t in tspan):
+        raise ValueError(
+            "saveat as a spacing needs a tspan of Python numbers, since it decides how many times "
+            "are saved; for a traced tspan give a function (t0, t1) -> times."
+        )
+
+
+def _check_times(name: str, times: np.ndarray, ends: tuple[float, float] | None) -> None:
+    if times.ndim != 1 or times.size == 0:
+        raise ValueError(
+            f"{name} must be a non-empty one-dimensional array of times, got shape {times.shape}."
+        )
+    if not np.all(np.isfinite(times)):
+        raise ValueError(f"{name} must be finite, got {times[~np.isfinite(times)][0]}.")
+    if ends is None:
+        return
+    t0, t1 = ends
+    steps = np.diff(times) * (1.0 if t1 >= t0 else -1.0)
+    if np.any(steps < 0):
+        raise ValueError(
+            f"{name} must be sorted in the direction of the solve, from {t0} to {t1}; "
+            f"got {times[:4].tolist()}..."
+        )
+    slack = _SPAN_SLACK * abs(t1 - t0)
+    low, high = min(ends) - slack, max(ends) + slack
+    outside = (times < low) | (times > high)
+    if np.any(outside):
+        raise ValueError(
+            f"{name} must lie inside tspan=({t0}, {t1}), got {float(times[outside][0])}."
+        )
+
+
+def check_tstops(tstops: Any, prob: Problem, fixed: bool) -> None:
+    if not hasattr(tstops, "__len__"):
+        raise TypeError(f"tstops must be a sequence of times, got {type(tstops).__name__}.")
+    if len(tstops) == 0:
+        return
+    times = concrete(jnp.asarray(tstops))
+    if times is not None:
+        _check_times("tstops", times, _ends(prob))
+    static = all(isinstance(t, float) for t in prob.arguments()["tspan"])
+    if fixed and (times is None or not static):
+        raise ValueError(
+            "tstops with fixed steps need times and a tspan of Python numbers; "
+            "use adaptive steps, or end one solve at each stop."
+        )
+
+
+def check_initial_state(prob: Problem) -> None:
+    u0 = prob.arguments()["u0"]
+    if callable(u0) and not is_array(u0):
+        return
+    for path, leaf in jtu.tree_leaves_with_path(u0):
+        value = concrete(leaf)
+        if value is None:
+            continue
+        if not np.issubdtype(value.dtype, np.inexact) and not jnp.issubdtype(
+            value.dtype, jnp.inexact
+        ):
+            raise TypeError(
+                f"u0{jtu.keystr(path)} must be floating point or complex, got dtype "
+                f"{value.dtype}; try jnp.array([1.0, 2.0]) or .astype(float)."
+            )
+        if not np.all(np.isfinite(value)):
+            raise ValueError(f"u0{jtu.keystr(path)} must be finite, got a NaN or infinity.")
+
+
+def check_tolerance(name: str, tolerance: PyTree, prob: Problem) -> PyTree:
+    """The tolerance as a pytree of arrays, clamped where it is under rounding.
+
+    **Raises:** `ValueError` if some value is negative or not finite.
+    """
+    u0 = prob.arguments()["u0"]
+    eps = 0.0
+    if not callable(u0) or is_array(u0):
+        dtypes = [jnp.result_type(x) for x in jtu.tree_leaves(u0)]
+        eps = max((float(jnp.finfo(d).eps) for d in dtypes if jnp.issubdtype(d, jnp.inexact)), default=0.0)
+    floor = MIN_RTOL_ULPS * eps if name == "rtol" else 0.0
+
+    def judged(leaf: Any) -> Any:
+        value = concrete(leaf)
+        if value is None:
+            return jnp.asarray(leaf)
+        if not np.all(np.isfinite(value)) or np.any(value < 0):
+            raise ValueError(f"{name} must be finite and not negative, got {leaf}.")
+        if np.any((value < floor) & (value > 0)):
+            warnings.warn(
+                f"{name}={leaf} is under the rounding of the state's dtype; using {floor:.3g}.",
+                stacklevel=4,
+            )
+        return jnp.maximum(jnp.asarray(leaf), floor)
+
+    return jtu.tree_map(judged, tolerance)

@@ -1,0 +1,319 @@
+"""Inside the compiled solve: from the user's arguments to a plan, and from its outcome back."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from .algorithms.base import Algorithm
+from .problems.base import Problem, tree_of_arrays
+from .problems.parts import Parts, UserFunction, is_array
+from .stepping.controllers import Controller
+from .stepping.initial_step import INITIAL_STEP_NF
+from .stepping.layout import Layout
+from .stepping.loop import Outcome
+from .stepping.plan import Inputs, Plan, Settings
+from .stepping.status import ReturnCode
+from .stepping.trace import trace_field, trace_saving
+from .stepping.varying import mesh_axes, vary_over
+
+
+class Arguments(eqx.Module):
+    """The arguments of `solve` that hold arrays; Python numbers among them are static."""
+
+    problem: Problem
+    saveat: Any
+    tstops: Any
+    save_fn: Any
+    rtol: PyTree
+    atol: PyTree
+    dt: Any
+    dtmin: Any
+    dtmax: Any
+    resume: PyTree
+
+
+class Options(NamedTuple):
+    """The arguments of `solve` that are static; hashable."""
+
+    alg: Algorithm
+    adjoint: Any
+    controller: Controller | None
+    max_steps: int
+    steps: int | None
+    fixed: bool
+    save_every: bool
+    save_idxs: Any
+    dense: bool
+    progress: bool
+    throw: bool
+
+
+def _value(argument: Any, *inputs: Any) -> Any:
+    """An argument that may be given as a function of others."""
+    return argument(*inputs) if callable(argument) and not is_array(argument) else argument
+
+
+class Times(NamedTuple):
+    """The span and what lies in it, turned so that time runs forwards.
+
+    `span` is the pair of Python numbers if it is static, `direction` what turns it back.
+    """
+
+    span: tuple[float, float] | None
+    direction: Any
+    t0: Array
+    t1: Array
+    saves: Array | None
+    stops: Array | None
+
+
+def _times(arguments: Arguments, tspan: Any, dtype: Any) -> Times:
+    static = all(isinstance(t, float | int) for t in tspan)
+    t0, t1 = (jnp.asarray(t, dtype) for t in tspan)
+    if static:
+        direction: Any = 1.0 if tspan[1] >= tspan[0] else -1.0
+    else:
+        direction = jnp.where(t1 >= t0, 1.0, -1.0).astype(dtype)
+    saveat, stops = arguments.saveat, arguments.tstops
+    if isinstance(saveat, UserFunction):
+        saves = jnp.asarray(saveat.value(*tspan), dtype)
+    elif isinstance(saveat, float):
+        saves = jnp.asarray(spaced(tspan[0], tspan[1], saveat), dtype)
+    else:
+        saves = None if saveat is None else saveat.astype(dtype)
+
+    def turned(t: Any) -> Any:
+        return t if isinstance(direction, float) and direction == 1.0 else t * direction
+
+    return Times(
+        span=(float(tspan[0]), float(tspan[1])) if static else None,
+        direction=direction,
+        t0=turned(t0),
+        t1=turned(t1),
+        saves=None if saves is None else turned(saves),
+        stops=None if stops is None else turned(stops.astype(dtype)),
+    )
+
+
+def spaced(t0: float, t1: float, spacing: float) -> np.ndarray:
+    """Times from t0 every `spacing`, and t1."""
+    length = abs(t1 - t0)
+    whole = int(np.floor(length / spacing * (1 + 1e-12) + 1e-9))
+    times = t0 + np.sign(t1 - t0) * spacing * np.arange(whole + 1)
+    if abs(times[-1] - t1) <= 1e-9 * max(length, abs(t1)):
+        times[-1] = t1
+        return times
+    return np.append(times, t1)
+
+
+def _fixed_plan(
+    times: Times, arguments: Arguments, options: Options
+) -> tuple[int | None, float | None, tuple[float, ...] | None]:
+    """`fixed_steps`, `fixed_dt` and `grid` of the plan."""
+    if not options.fixed:
+        return None, None, None
+    if options.steps is not None and arguments.tstops is None:
+        return options.steps, None, None
+    if times.span is None:
+        raise ValueError(
+            "dt with fixed steps needs a tspan of Python numbers; for a traced tspan give steps=."
+        )
+    t0, t1 = times.span
+    dt = abs(t1 - t0) / options.steps if options.steps is not None else arguments.dt
+    if arguments.tstops is None:
+        return len(spaced(t0, t1, dt)) - 1 if t1 != t0 else 0, dt, None
+    turn = times.direction
+    inner = [float(t) for t in np.asarray(arguments.tstops) * turn if turn * t0 < t < turn * t1]
+    marks = [turn * t0, *inner, turn * t1]
+    grid = [turn * t0]
+    for start, end in zip(marks[:-1], marks[1:], strict=True):
+        grid.extend(spaced(start, end, dt)[1:].tolist())
+    return len(grid) - 1, dt, tuple(grid)
+
+
+class Ready(NamedTuple):
+    """All that a solve needs, and what its outcome is presented with."""
+
+    plan: Plan
+    inputs: Inputs
+    settings: Settings
+    layout: Layout
+    times: Times
+    saved_structure: Any
+
+    def present(self, outcome: Outcome, options: Options) -> dict[str, Any]:
+        """The outcome in the user's terms, arrays only."""
+        layout, turn = self.layout, self.times.direction
+        ended = outcome.status <= ReturnCode.terminated
+        u_end, t_end = layout.unravel(outcome.u_end), outcome.t_end * turn
+        if self.plan.every_step and options.save_every:
+            t, u, n = self._every_step(outcome)
+        elif outcome.rows is not None:
+            assert outcome.saved is not None and self.inputs.saves is not None
+            t, u, n = self.inputs.saves * turn, self._rows(outcome.rows), outcome.saved
+        else:
+            t, n = t_end[None], ended.astype(jnp.int32)
+            row = self.plan.observe(self.inputs.save_args, outcome.u_end, outcome.t_end)
+            u = self._rows([_nan_unless(ended, x)[None] for x in row])
+        result = {
+            "t": t,
+            "u": u,
+            "t_end": t_end,
+            "u_end": u_end,
+            "n": n,
+            "stats": self._stats(outcome),
+            "retcode": outcome.status,
+            "final": self._final(outcome, t_end, u_end),
+        }
+        if options.dense:
+            tape = outcome.tape
+            result["dense"] = {
+                "t": tape.t,
+                "u": tape.u,
+                "used": tape.used,
+                "direction": jnp.asarray(turn, self.inputs.t0.dtype),
+            }
+        return result
+
+    def _rows(self, rows: list[Array]) -> PyTree:
+        if self.saved_structure is not None:
+            return jtu.tree_unflatten(self.saved_structure, rows)
+        state = rows[0] if len(rows) == 1 else tuple(rows)
+        return jax.vmap(self.layout.unravel)(state)
+
+    def _every_step(self, outcome: Outcome) -> tuple[Array, PyTree, Array]:
+        tape = outcome.tape
+        n = tape.used + 1
+        filled = jnp.arange(tape.t.shape[0]) < n
+        t = jnp.where(filled, tape.t, jnp.nan)
+        args = self.inputs.save_args
+        rows = jax.vmap(lambda t, u: self.plan.observe(args, u, t))(tape.t, tape.u)
+        rows = [_nan_unless(filled.reshape((-1,) + (1,) * (x.ndim - 1)), x) for x in rows]
+        return t * self.times.direction, self._rows(rows), n
+
+    def _final(self, outcome: Outcome, t_end: Array, u_end: PyTree) -> dict[str, Any]:
+        adaptive = self.plan.controller is not None
+        return {
+            "t": t_end,
+            "u": u_end,
+            "dt": outcome.final[0] if adaptive else None,
+            "control": outcome.final[1] if adaptive else None,
+        }
+
+    def _stats(self, outcome: Outcome) -> dict[str, Array]:
+        alg, attempts = self.plan.alg, outcome.naccept + outcome.nreject
+        zero = jnp.zeros((), jnp.int32)
+        start = dict(alg.init_counts)
+        if self.plan.controller is not None and self.settings.dt is None:
+            start["nf"] = start.get("nf", 0) + INITIAL_STEP_NF
+        names = ("nf", "njac", "nfactor", "nsolve", "nnewton_fail", "nevents")
+        counted = {
+            name: zero
+            + start.get(name, 0)
+            + attempts * alg.step_counts.get(name, 0)
+            + outcome.ndense * alg.dense_counts.get(name, 0)
+            for name in names
+        }
+        return {**counted, "naccept": outcome.naccept, "nreject": outcome.nreject}
+
+
+def _nan_unless(kept: Array, x: Array) -> Array:
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return x
+    return jnp.where(kept, x, jnp.nan)
+
+
+def prepare(arguments: Arguments, options: Options) -> Ready:
+    """Trace the user's functions and lay the solve out."""
+    given = arguments.problem.arguments()
+    parts = Parts(given["p"])
+    p = parts.value
+    tspan = tuple(_value(given["tspan"], p))
+    u0 = tree_of_arrays(_value(given["u0"], p, tspan[0]))
+    layout = Layout(u0)
+    times = _times(arguments, tspan, layout.time_dtype)
+    state = jtu.tree_map(jnp.asarray, u0)
+    jaxpr, args = trace_field(given["f"], layout, state, parts, times.t0, times.direction)
+    save = _saving(arguments, options)
+    save_jaxpr, save_args, saved_structure = trace_saving(
+        save, layout, state, parts, times.t0, times.direction
+    )
+    fixed_steps, fixed_dt, grid = _fixed_plan(times, arguments, options)
+    plan = Plan(
+        alg=options.alg,
+        field_jaxpr=jaxpr,
+        save_jaxpr=save_jaxpr,
+        controller=options.controller,
+        max_steps=options.max_steps,
+        fixed_steps=fixed_steps,
+        fixed_dt=fixed_dt,
+        grid=grid,
+        every_step=options.save_every or options.dense,
+        progress=None,
+    )
+    saves = None if options.save_every else times.saves
+    stops = None if options.fixed else times.stops
+    inputs = Inputs(layout.ravel(state), args, save_args, times.t0, times.t1, saves, stops)
+    settings = _settings(arguments, options, layout, state)
+    inputs = vary_over(mesh_axes((inputs, settings)), inputs)
+    return Ready(plan, inputs, settings, layout, times, saved_structure)
+
+
+def _saving(arguments: Arguments, options: Options) -> Callable[[Any, Any, Any], Any] | None:
+    if arguments.save_fn is not None:
+        return arguments.save_fn.value
+    index = options.save_idxs
+    if index is None:
+        return None
+    chosen = jnp.asarray(index) if isinstance(index, tuple) else index
+
+    def components(u: Any, p: Any, t: Any) -> Any:
+        if not is_array(u):
+            raise TypeError("save_idxs needs an array state; for a pytree give save_fn(u, p, t).")
+        return u[chosen]
+
+    return components
+
+
+def _settings(arguments: Arguments, options: Options, layout: Layout, u0: PyTree) -> Settings:
+    dtype = layout.time_dtype
+
+    def number(x: Any) -> Any:
+        return None if x is None else x.astype(dtype)
+
+    resume = arguments.resume
+    dt = None if options.fixed else number(arguments.dt)
+    if resume is not None and dt is None and not options.fixed:
+        dt = resume["dt"]
+    return Settings(
+        rtol=_tolerance("rtol", arguments.rtol, layout, u0),
+        atol=_tolerance("atol", arguments.atol, layout, u0),
+        dt=dt,
+        dtmin=number(arguments.dtmin),
+        dtmax=number(arguments.dtmax),
+        control=None if resume is None or options.fixed else resume["control"],
+    )
+
+
+def _tolerance(name: str, tolerance: PyTree, layout: Layout, u0: PyTree) -> PyTree:
+    """A tolerance for each part of the laid-out state: a scalar, or an array like it."""
+    leaves = jtu.tree_leaves(tolerance)
+    if len(leaves) == 1 and leaves[0].ndim == 0:
+        return jtu.tree_map(
+            lambda x: leaves[0].astype(jnp.finfo(x.dtype).dtype), layout.ravel(u0)
+        )
+    try:
+        full = jtu.tree_map(
+            lambda x, leaf: jnp.broadcast_to(leaf, x.shape).astype(x.dtype), u0, tolerance
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{name} must be a number, or a pytree like u0 whose leaves broadcast to its: {error}"
+        ) from None
+    return jtu.tree_map(jnp.real, layout.ravel(full))

@@ -1,0 +1,112 @@
+"""What a solve gives back."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from .stepping.status import ReturnCode
+
+__all__ = ["ReturnCode", "Solution", "SolveError", "Stats"]
+
+
+class SolveError(RuntimeError):
+    """A solve that did not reach its end.
+
+    `solution` holds what was computed before (None where it was raised inside a compiled program).
+    """
+
+    def __init__(self, message: str, solution: "Solution | None" = None) -> None:
+        super().__init__(message)
+        self.solution = solution
+
+
+class Stats(eqx.Module):
+    """Work done by a solve; integer arrays.
+
+    - `nf`: evaluations of the vector field; `njac`, `nfactor`, `nsolve`: Jacobians, matrix
+        factorisations and linear solves; `naccept`, `nreject`: accepted and rejected steps;
+        `nnewton_fail`: failed Newton iterations; `nevents`: events.
+    """
+
+    nf: Int[Array, ""]
+    naccept: Int[Array, ""]
+    nreject: Int[Array, ""]
+    njac: Int[Array, ""]
+    nfactor: Int[Array, ""]
+    nsolve: Int[Array, ""]
+    nnewton_fail: Int[Array, ""]
+    nevents: Int[Array, ""]
+
+
+class Solution(eqx.Module):
+    """The solution of a differential equation: a pytree of arrays, so it may leave a `jit`.
+
+    - `t`: times saved, shape `(T,)`; `u`: the state (or what `save_fn` gave) with a leading time
+        axis. What was not reached is NaN.
+    - `n`: how many rows of `t` and `u` are filled.
+    - `t_end`, `u_end`: where the solve ended.
+    - `stats`: a `Stats`; `retcode`: a `ReturnCode`, as an integer array where it is not concrete.
+    - `final`: pass it as `solve(..., resume=sol.final)` to go on from here.
+
+    With `dense=True`, `sol(t)` evaluates the solution anywhere in the span.
+    """
+
+    t: Float[Array, " T"]
+    u: PyTree
+    t_end: Float[Array, ""]
+    u_end: PyTree
+    n: Int[Array, ""]
+    stats: Stats
+    _retcode: Int[Array, ""]
+    final: PyTree
+    _interpolation: Any
+
+    @property
+    def retcode(self) -> "ReturnCode | Int[Array, '']":
+        code = concrete(self._retcode)
+        if code is None or np.ndim(code) > 0:
+            return self._retcode
+        return ReturnCode(int(code))
+
+    def __call__(self, t: Float[Array, "..."] | float, deriv: int = 0) -> PyTree:
+        """The state at time(s) `t`, or its time derivative of order `deriv`.
+
+        **Arguments:**
+
+        - `t`: a scalar or an array of any shape, within the span of the solve.
+        - `deriv`: order of the derivative.
+
+        **Returns:** the state, with the shape of `t` in front of each leaf's; NaN outside the
+        part of the span that was solved.
+
+        **Raises:** `ValueError` if the solve was not made with `dense=True`.
+
+        !!! example
+            `sol = dj.solve(prob, dj.Tsit5(), dense=True); sol(0.5), sol(0.5, deriv=1)`
+        """
+        if self._interpolation is None:
+            raise ValueError("sol(t) needs a dense solution; call solve(..., dense=True).")
+        return self._interpolation.evaluate(t, deriv)
+
+    def plot(self, **options: Any) -> Any:
+        """Draw the solution over time; see `diffjax.plotting.plot_solution`."""
+        from .plotting import plot_solution
+
+        return plot_solution(self, **options)
+
+
+def concrete(x: Any) -> np.ndarray | None:
+    """The value of `x` if it is known while Python runs, through `grad` and `vmap`; else None."""
+    while isinstance(x, jax.core.Tracer):
+        for attribute in ("primal", "val"):
+            inner = getattr(x, attribute, None)
+            if inner is not None:
+                x = inner
+                break
+        else:
+            return None
+    known = isinstance(x, jax.Array | np.ndarray | np.generic | int | float | complex | list | tuple)
+    return np.asarray(x) if known else None

@@ -1,0 +1,242 @@
+"""The front door: `solve` judges its arguments, picks defaults and hands over to an adjoint."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from . import checks
+from .adjoints.base import Adjoint
+from .adjoints.discrete import DiscreteAdjoint
+from .algorithms.base import Algorithm
+from .algorithms.explicit_methods import Tsit5, Vern7
+from .problems.base import Problem, remake
+from .problems.parts import Parts, UserFunction, is_array
+from .prepare import Arguments, Options, prepare
+from .solution import ReturnCode, Solution, SolveError, Stats, concrete
+from .stepping.controllers import Controller, PIController
+from .stepping.dense import DenseOutput
+from .stepping.layout import Layout
+
+# Below this relative tolerance the default explicit method is of order 7.
+_TIGHT = 1e-6
+
+
+def solve(
+    prob: Problem,
+    alg: Algorithm | None = None,
+    *,
+    u0: PyTree = None,
+    tspan: Any = None,
+    p: PyTree = None,
+    saveat: Any = None,
+    save_idxs: Any = None,
+    save_fn: Callable[[Any, Any, Any], PyTree] | None = None,
+    dense: bool = False,
+    rtol: PyTree = 1e-3,
+    atol: PyTree = 1e-6,
+    dt: float | Array | None = None,
+    steps: int | None = None,
+    adaptive: bool = True,
+    controller: Controller | None = None,
+    dtmin: float | Array | None = None,
+    dtmax: float | Array | None = None,
+    max_steps: int = 4096,
+    tstops: Any = (),
+    adjoint: Adjoint | None = None,
+    resume: PyTree = None,
+    progress: bool = False,
+    throw: bool | None = None,
+) -> Solution:
+    """Solve a differential equation.
+
+    **Arguments:**
+
+    - `prob`: the problem; `u0`, `tspan`, `p` replace its own, as `dj.remake` does.
+    - `alg`: how a step is taken, for example `dj.Tsit5()`. By default `Tsit5`, or `Vern7` for a
+        relative tolerance under 1e-6.
+    - `saveat`: which times to save: a number (a spacing, for a span of Python numbers; both ends
+        are saved), an array of times sorted in the direction of the solve, a function
+        `(t0, t1) -> times`, `"steps"` (every accepted step, padded; `sol.n` rows are filled) or
+        None (the final state). Saving never changes the steps.
+    - `save_idxs`: indices into an array state, to save only those components.
+    - `save_fn`: save `save_fn(u, p, t)` instead of the state.
+    - `dense`: keep what `sol(t)` needs.
+    - `rtol`, `atol`: relative and absolute tolerance of a step, numbers or pytrees like `u0`.
+    - `dt`: the first step, or the size of fixed steps; `steps`: the number of fixed steps.
+    - `adaptive`: False for fixed steps of size `dt`. A method without an error estimate always
+        takes fixed steps.
+    - `controller`: the step controller, by default `dj.PIController()`.
+    - `dtmin`, `dtmax`: bounds on the step; a step that would have to be smaller ends the solve.
+    - `max_steps`: the most steps, rejected ones counted. Under a derivative it is also the length
+        of the tape, unless the adjoint keeps checkpoints.
+    - `tstops`: times that a step must end on.
+    - `adjoint`: how the solve is differentiated, by default `dj.DiscreteAdjoint()`.
+    - `resume`: the `final` of an earlier solution, to go on from where it ended.
+    - `progress`: show a progress bar.
+    - `throw`: raise `SolveError` on failure. None: wherever the return code is concrete; True:
+        under a trace too, by a host callback; False: never.
+
+    **Returns:** a `Solution`.
+
+    **Raises:** `ValueError`, `TypeError` for bad arguments; `SolveError` as `throw` says.
+
+    !!! example
+        ```python
+        prob = dj.ODEProblem(lambda u, p, t: -p * u, jnp.array([1.0]), (0.0, 1.0), 2.0)
+        sol = dj.solve(prob, dj.Tsit5(), saveat=0.1, rtol=1e-6, atol=1e-9)
+        ```
+    """
+    checks.check_problem(prob)
+    overrides = {k: v for k, v in (("u0", u0), ("tspan", tspan), ("p", p)) if v is not None}
+    prob = remake(prob, **overrides) if overrides else prob
+    alg = _default_algorithm(rtol) if alg is None else alg
+    checks.check_algorithm(alg, prob)
+    adjoint = DiscreteAdjoint() if adjoint is None else adjoint
+    checks.check_type("adjoint", adjoint, Adjoint, "dj.DiscreteAdjoint()")
+    fixed = checks.check_steps(alg, adaptive, dt, steps, max_steps)
+    if controller is not None:
+        checks.check_type("controller", controller, Controller, "dj.PIController()")
+    if resume is not None:
+        prob = _resumed(prob, resume)
+    every_step = isinstance(saveat, str)
+    checks.check_saving(saveat, save_idxs, save_fn, prob)
+    checks.check_initial_state(prob)
+
+    arguments = Arguments(
+        problem=prob,
+        saveat=None if every_step else _times(saveat),
+        tstops=_times(tstops),
+        save_fn=None if save_fn is None else UserFunction(save_fn),
+        rtol=checks.check_tolerance("rtol", rtol, prob),
+        atol=checks.check_tolerance("atol", atol, prob),
+        dt=_number(dt, static=fixed),
+        dtmin=_number(dtmin),
+        dtmax=_number(dtmax),
+        resume=resume,
+    )
+    options = Options(
+        alg=alg,
+        adjoint=adjoint,
+        controller=None if fixed else (PIController() if controller is None else controller),
+        max_steps=max_steps,
+        steps=steps,
+        fixed=fixed,
+        save_every=every_step,
+        save_idxs=_hashable(save_idxs),
+        dense=dense,
+        progress=progress,
+        throw=bool(throw),
+    )
+    leaves, structure = jtu.tree_flatten(arguments)
+    dynamic = tuple(x if is_array(x) else None for x in leaves)
+    static = tuple(None if is_array(x) else x for x in leaves)
+    result = _solve(dynamic, static, structure, options)
+    sol = _solution(result, arguments.problem, options)
+    if throw is not False:
+        _raise_on_failure(sol, alg, max_steps)
+    return sol
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _solve(dynamic: Any, static: Any, structure: Any, options: Options) -> dict[str, Any]:
+    """The compiled solve; everything hashable is a static argument, so nothing is traced twice."""
+    leaves = [s if d is None else d for d, s in zip(dynamic, static, strict=True)]
+    arguments: Arguments = jtu.tree_unflatten(structure, leaves)
+    ready = prepare(arguments, options)
+    outcome = options.adjoint.solve(ready.plan, ready.inputs, ready.settings)
+    result = ready.present(outcome, options)
+    if options.throw:
+        failed = result["retcode"] > ReturnCode.terminated
+        result["u"] = eqx.error_if(result["u"], failed, "diffjax.solve did not reach its end.")
+    return result
+
+
+def _solution(result: dict[str, Any], prob: Problem, options: Options) -> Solution:
+    interpolation = None
+    if options.dense:
+        arguments = prob.arguments()
+        interpolation = DenseOutput(
+            **result["dense"],
+            alg=options.alg,
+            f=UserFunction(arguments["f"]),
+            p=Parts(arguments["p"]),
+            layout=Layout(result["u_end"]),
+        )
+    return Solution(
+        t=result["t"],
+        u=result["u"],
+        t_end=result["t_end"],
+        u_end=result["u_end"],
+        n=result["n"],
+        stats=Stats(**result["stats"]),
+        _retcode=result["retcode"],
+        final=result["final"],
+        _interpolation=interpolation,
+    )
+
+
+def _default_algorithm(rtol: PyTree) -> Algorithm:
+    tight = isinstance(rtol, float) and rtol < _TIGHT
+    return Vern7() if tight else Tsit5()
+
+
+def _times(times: Any) -> Any:
+    """Times as `prepare` wants them: None, a static spacing, a function, or an array."""
+    if times is None or (hasattr(times, "__len__") and len(times) == 0):
+        return None
+    if callable(times) and not is_array(times):
+        return UserFunction(times)
+    if isinstance(times, int | float):
+        return float(times)
+    return jnp.asarray(times)
+
+
+def _number(x: Any, *, static: bool = False) -> Any:
+    if x is None:
+        return None
+    return abs(float(x)) if static else jnp.abs(jnp.asarray(x))
+
+
+def _hashable(index: Any) -> Any:
+    """A list or array of indices as a tuple, which a compiled function can be keyed by."""
+    if index is None or isinstance(index, int | slice | tuple):
+        return index
+    return tuple(np.asarray(index).tolist())
+
+
+def _resumed(prob: Problem, resume: PyTree) -> Problem:
+    tspan = prob.arguments()["tspan"]
+    end = (lambda p: (resume["t"], tspan(p)[1])) if callable(tspan) else (resume["t"], tspan[1])
+    return remake(prob, u0=resume["u"], tspan=end)
+
+
+_CURES = {
+    ReturnCode.max_steps: "raise max_steps, or loosen the tolerances",
+    ReturnCode.dt_underflow: "check for a singularity there, or loosen the tolerances",
+    ReturnCode.unstable: "check f for values that are not finite, or use a smaller dt",
+}
+
+
+def _raise_on_failure(sol: Solution, alg: Algorithm, max_steps: int) -> None:
+    codes = concrete(sol._retcode)
+    if codes is None or np.all(codes <= ReturnCode.terminated):
+        return
+    failed = codes > ReturnCode.terminated
+    code = ReturnCode(int(codes[failed].flat[0] if codes.ndim else codes))
+    reached = concrete(sol.t_end)
+    assert reached is not None
+    time = float(np.broadcast_to(reached, codes.shape)[failed].flat[0] if codes.ndim else reached)
+    lanes = f" in {int(failed.sum())} of {codes.size} lanes" if codes.ndim else ""
+    cure = _CURES.get(code, "see sol.retcode")
+    raise SolveError(
+        f"the solve ended with ReturnCode.{code.name}{lanes} at t = {time:.6g}; {cure}. "
+        "What was reached is in the error's `solution`; throw=False returns it instead.",
+        sol,
+    )

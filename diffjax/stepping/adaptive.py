@@ -1,0 +1,187 @@
+"""Adaptive steps: one attempted step of a solve whose step size follows the error."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ..algorithms.base import State
+from .initial_step import initial_step
+from .plan import Inputs, Plan, Settings, scaled_norm
+from .status import RUNNING, ReturnCode
+
+# A step that would end this close to a time to land on is stretched to land there, so that no
+# sliver of a step is left over (HNW I, subroutine DOPRI5).
+LANDING_STRETCH = 1.01
+# A step shorter than this many units in the last place of t cannot be told from none.
+MIN_STEP_ULPS = 4.0
+
+
+class Record(NamedTuple):
+    """One attempted step, as savers and the tape see it.
+
+    `landed` is the index of the stop that the step was cut to end on, -1 if none.
+    """
+
+    t: Float[Array, ""]
+    dt: Float[Array, ""]
+    u: State
+    stages: PyTree
+    accepted: bool | Bool[Array, ""]
+    landed: Int[Array, ""]
+
+
+class AdaptiveState(NamedTuple):
+    """What the loop carries. `t_low` is the rounding error of `t` in single precision."""
+
+    t: Float[Array, ""]
+    t_low: Float[Array, ""] | None
+    u: State
+    dt: Float[Array, ""]
+    memory: PyTree
+    control: PyTree
+    naccept: Int[Array, ""]
+    nreject: Int[Array, ""]
+    status: Int[Array, ""]
+    next_stop: Int[Array, ""] | None
+
+
+def where(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
+    return jtu.tree_map(lambda x, y: jnp.where(condition, x, y), yes, no)
+
+
+class AdaptiveStepper:
+    """Takes error-controlled steps; the loop around it decides what is kept of them."""
+
+    def __init__(self, plan: Plan, inputs: Inputs, settings: Settings) -> None:
+        self.plan, self.inputs, self.settings = plan, inputs, settings
+        self.alg = plan.alg
+        self.field = plan.field(inputs)
+        self.rtol = jax.lax.stop_gradient(settings.rtol)
+        self.atol = jax.lax.stop_gradient(settings.atol)
+        t1 = jnp.reshape(inputs.t1, (1,))
+        self.stops = t1 if inputs.stops is None else jnp.concatenate([inputs.stops, t1])
+
+    def norm(self, v: State, u0: State, u1: State) -> Float[Array, ""]:
+        return scaled_norm(self.rtol, self.atol, v, u0, u1)
+
+    def init(self) -> AdaptiveState:
+        inputs, settings, plan = self.inputs, self.settings, self.plan
+        t0, dtype = inputs.t0, inputs.t0.dtype
+        span = inputs.t1 - t0
+        largest = span if settings.dtmax is None else jnp.minimum(span, settings.dtmax)
+        if settings.dt is None:
+            dt = initial_step(self.field, t0, inputs.u0, plan.error_exponent, self.norm, largest)
+        else:
+            dt = jnp.minimum(settings.dt, largest)
+        control = settings.control
+        if control is None:
+            assert plan.controller is not None
+            control = plan.controller.init(plan.error_exponent, dtype)
+        zero = jnp.zeros((), jnp.int32)
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(inputs.u0)]))
+        status = jnp.where(span > 0, RUNNING, ReturnCode.success)
+        status = jnp.where(finite, status, ReturnCode.unstable).astype(jnp.int32)
+        next_stop = None
+        if inputs.stops is not None:
+            next_stop = jnp.sum(inputs.stops <= t0, dtype=jnp.int32)
+        return AdaptiveState(
+            t=t0,
+            t_low=jnp.zeros((), dtype) if jnp.finfo(dtype).bits < 64 else None,
+            u=inputs.u0,
+            dt=jax.lax.stop_gradient(dt).astype(dtype),
+            memory=self.alg.init(self.field, t0, inputs.u0),
+            control=control,
+            naccept=zero,
+            nreject=zero,
+            status=status,
+            next_stop=next_stop,
+        )
+
+    def active(self, c: AdaptiveState) -> Bool[Array, ""]:
+        return c.status == RUNNING
+
+    def time(self, c: AdaptiveState) -> Float[Array, ""]:
+        return c.t
+
+    def state(self, c: AdaptiveState) -> State:
+        return c.u
+
+    def attempt(self, c: AdaptiveState) -> tuple[AdaptiveState, Record]:
+        """One attempted step; a solve that has ended stays as it is."""
+        stop = self.stops[0] if c.next_stop is None else self.stops[c.next_stop]
+        remaining = stop - c.t if c.t_low is None else (stop - c.t) - c.t_low
+        landing = c.dt * LANDING_STRETCH >= remaining
+        dt = jnp.where(landing, remaining, c.dt)
+        result = self.alg.step(self.field, c.t, dt, c.u, c.memory, self.norm)
+        assert result.error is not None
+        error = jax.lax.stop_gradient(result.error)
+        active = self.active(c)
+        accepted = (error <= 1) & result.ok & active
+        t, t_low = _advance_time(c.t, c.t_low, dt, landing, stop)
+        next_dt, control = self._next_dt(c, dt, error, accepted, landing)
+        state = AdaptiveState(
+            t=jnp.where(accepted, t, c.t),
+            t_low=None if t_low is None else jnp.where(accepted, t_low, c.t_low),
+            u=where(accepted, result.u, c.u),
+            dt=jnp.where(active, next_dt, c.dt),
+            memory=where(accepted, result.memory, result.memory_if_rejected),
+            control=control,
+            naccept=c.naccept + accepted.astype(jnp.int32),
+            nreject=c.nreject + (active & ~accepted).astype(jnp.int32),
+            status=c.status,
+            next_stop=None if c.next_stop is None else c.next_stop + (accepted & landing),
+        )
+        state = state._replace(status=self._status(c, state, error, accepted, landing))
+        index = jnp.zeros((), jnp.int32) if c.next_stop is None else c.next_stop
+        landed = jnp.where(landing, index, -1)
+        return state, Record(c.t, dt, c.u, result.stages, accepted, landed)
+
+    def _next_dt(
+        self, c: AdaptiveState, dt: Array, error: Array, accepted: Array, landing: Array
+    ) -> tuple[Array, PyTree]:
+        controller = self.plan.controller
+        assert controller is not None
+        factor, control = controller.factor(
+            error, accepted, c.naccept == 0, c.control, self.plan.error_exponent
+        )
+        dt = jax.lax.stop_gradient(dt) * factor
+        # A step cut short to land says nothing against the size that was planned.
+        dt = jnp.where(accepted & landing, jnp.maximum(dt, c.dt), dt)
+        if self.settings.dtmax is not None:
+            dt = jnp.minimum(dt, self.settings.dtmax)
+        return dt, control
+
+    def _status(
+        self, old: AdaptiveState, new: AdaptiveState, error: Array, accepted: Array, landing: Array
+    ) -> Int[Array, ""]:
+        if new.next_stop is None:
+            finished = accepted & landing
+        else:
+            finished = new.next_stop == self.stops.shape[0]
+        smallest = MIN_STEP_ULPS * jnp.finfo(new.t.dtype).eps * jnp.abs(new.t)
+        smallest = jnp.maximum(smallest, float(jnp.finfo(new.t.dtype).tiny))
+        if self.settings.dtmin is not None:
+            smallest = jnp.maximum(smallest, self.settings.dtmin)
+        stuck = ~accepted & (new.dt < smallest)
+        stuck_code = jnp.where(jnp.isfinite(error), ReturnCode.dt_underflow, ReturnCode.unstable)
+        exhausted = new.naccept + new.nreject >= self.plan.max_steps
+        code = jnp.where(exhausted, ReturnCode.max_steps, RUNNING)
+        code = jnp.where(stuck, stuck_code, code)
+        code = jnp.where(finished, ReturnCode.success, code)
+        return jnp.where(self.active(old), code, old.status).astype(jnp.int32)
+
+
+def _advance_time(
+    t: Array, t_low: Array | None, dt: Array, landing: Array, stop: Array
+) -> tuple[Array, Array | None]:
+    """t + dt, exactly `stop` on landing; in single precision with its rounding error carried."""
+    if t_low is None:
+        return jnp.where(landing, stop, t + dt), None
+    # Kahan's compensated sum.
+    increment = dt + t_low
+    total = t + increment
+    low = increment - (total - t)
+    return jnp.where(landing, stop, total), jnp.where(landing, jnp.zeros_like(low), low)

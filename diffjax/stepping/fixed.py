@@ -1,0 +1,80 @@
+"""Fixed steps: a bare loop over step numbers, with nothing of the controller in it."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ..algorithms.base import State
+from .adaptive import Record
+from .plan import Inputs, Plan
+from .status import ReturnCode
+
+
+class FixedState(NamedTuple):
+    """What the loop carries: the number of steps done, the state, the algorithm's memory."""
+
+    index: Int[Array, ""]
+    u: State
+    memory: PyTree
+
+
+def fixed_time(plan: Plan, inputs: Inputs, index: Array) -> Float[Array, ""]:
+    """The time after `index` fixed steps, from the index alone so that rounding cannot pile up."""
+    t0, t1 = inputs.t0, inputs.t1
+    steps = plan.fixed_steps
+    assert steps is not None
+    i = index.astype(t0.dtype)
+    if plan.grid is not None:
+        t = jnp.asarray(plan.grid, t0.dtype)[index]
+    elif plan.fixed_dt is not None:
+        # In single precision the rounding of dt itself would grow to a phase error.
+        high = np.asarray(plan.fixed_dt, t0.dtype)
+        low = np.asarray(plan.fixed_dt - float(high), t0.dtype)
+        t = t0 + (i * high + i * low)
+    else:
+        t = t0 + (t1 - t0) * (i / steps)
+    return jnp.where(index == steps, t1, t)
+
+
+class FixedStepper:
+    """Takes a known number of steps of known sizes."""
+
+    def __init__(self, plan: Plan, inputs: Inputs) -> None:
+        self.plan, self.inputs = plan, inputs
+        self.alg = plan.alg
+        self.field = plan.field(inputs)
+
+    def init(self) -> FixedState:
+        inputs = self.inputs
+        return FixedState(
+            index=jnp.zeros((), jnp.int32),
+            u=inputs.u0,
+            memory=self.alg.init(self.field, inputs.t0, inputs.u0),
+        )
+
+    def active(self, c: FixedState) -> Bool[Array, ""]:
+        return c.index < self.plan.fixed_steps
+
+    def time(self, c: FixedState) -> Float[Array, ""]:
+        return fixed_time(self.plan, self.inputs, c.index)
+
+    def state(self, c: FixedState) -> State:
+        return c.u
+
+    def attempt(self, c: FixedState) -> tuple[FixedState, Record]:
+        """One step; it is always accepted."""
+        t = self.time(c)
+        # The difference of two times on the grid, so that the steps add up to the span exactly.
+        dt = fixed_time(self.plan, self.inputs, c.index + 1) - t
+        result = self.alg.step(self.field, t, dt, c.u, c.memory, None)
+        state = FixedState(c.index + 1, result.u, result.memory)
+        return state, Record(t, dt, c.u, result.stages, True, jnp.full((), -1, jnp.int32))
+
+
+def fixed_status(u: State) -> Int[Array, ""]:
+    """The return code of a solve by fixed steps, judged at its end."""
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(u)]))
+    return jnp.where(finite, ReturnCode.success, ReturnCode.unstable).astype(jnp.int32)

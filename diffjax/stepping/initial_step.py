@@ -1,0 +1,50 @@
+"""The automatic first step.
+
+Source: Hairer, Norsett, Wanner, Solving ODEs I, section II.4, "Starting step size" (a)-(f).
+"""
+
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Float
+
+from ..algorithms.base import Field, Norm, State
+
+# Steps (b), (e) and (f) of the source.
+_TINY_SIZE = 1.0e-5
+_TINY_STEP = 1.0e-6
+_FIRST_GUESS = 0.01
+_TINY_DERIVATIVE = 1.0e-15
+_MAX_GROWTH = 100.0
+
+# Evaluations of the vector field that it takes.
+INITIAL_STEP_NF = 2
+
+
+def initial_step(
+    field: Field, t: Array, u: State, order: int, norm: Norm, largest: Array
+) -> Float[Array, ""]:
+    """A first step whose error is about the tolerance for a method of this order.
+
+    `largest` bounds it (the length of the solve, or `dtmax`).
+    """
+    f0 = field.f(t, u)
+    size, slope = norm(u, u, u), norm(f0, u, u)
+    guess = jnp.where(
+        (size < _TINY_SIZE) | (slope < _TINY_SIZE),
+        _TINY_STEP,
+        _FIRST_GUESS * size / jnp.maximum(slope, _TINY_SIZE),
+    )
+    guess = jnp.minimum(guess, largest)
+    u1 = jtu.tree_map(lambda x, d: x + d * guess.astype(jnp.finfo(x.dtype).dtype), u, f0)
+    change = jtu.tree_map(jnp.subtract, field.f(t + guess, u1), f0)
+    curvature = norm(change, u, u) / guess
+    steepest = jnp.maximum(slope, curvature)
+    step = jnp.where(
+        steepest <= _TINY_DERIVATIVE,
+        jnp.maximum(_TINY_STEP, guess * 1e-3),
+        (_FIRST_GUESS / jnp.maximum(steepest, _TINY_DERIVATIVE)) ** (1.0 / order),
+    )
+    step = jnp.where(curvature == 0, _MAX_GROWTH * guess, step)
+    step = jnp.minimum(jnp.minimum(_MAX_GROWTH * guess, step), largest)
+    # A field that is not finite nearby: start small and let the first steps find out.
+    return jnp.where(jnp.isfinite(step) & (step > 0), step, jnp.minimum(_TINY_STEP, largest))

@@ -1,0 +1,107 @@
+"""What a solve is made of once the front door has judged it.
+
+`Plan` is static: everything that decides the shape of the compiled program. `Inputs` are the
+arrays that a solve is differentiated with respect to; `Settings` the arrays that steer it without
+carrying a derivative. Time always runs forwards here: the front door turns a backward solve round.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.extend.core as jex
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Float, Int, PyTree
+
+from ..algorithms.base import Algorithm, Field, State
+from .controllers import Controller
+
+
+class Inputs(NamedTuple):
+    """What a solve is differentiated with respect to.
+
+    `args` are the vector field's closed-over arrays and parameters, `save_args` those of
+    `save_fn`; `saves` the times at which to save and `stops` those to step on, both sorted.
+    """
+
+    u0: State
+    args: tuple[Array, ...]
+    save_args: tuple[Array, ...]
+    t0: Float[Array, ""]
+    t1: Float[Array, ""]
+    saves: Float[Array, " saves"] | None
+    stops: Float[Array, " stops"] | None
+
+
+class Settings(NamedTuple):
+    """Numbers that steer the steps and carry no derivative."""
+
+    rtol: PyTree
+    atol: PyTree
+    dt: Float[Array, ""] | None
+    dtmin: Float[Array, ""] | None
+    dtmax: Float[Array, ""] | None
+    control: PyTree | None
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The static part of a solve.
+
+    - `field_jaxpr`, `save_jaxpr`: the vector field and what to save, traced once.
+    - `controller`: None for fixed steps, whose number is `fixed_steps`.
+    - `grid`: fixed steps on these times; None for equal ones.
+    - `fixed_dt`: the size of fixed steps whose last one is cut short to end at t1; None for
+        `fixed_steps` equal ones.
+    - `every_step`: give back all accepted steps (`saveat="steps"`, `dense=True`).
+    - `progress`: a host callback that is told the fraction done, or None.
+    """
+
+    alg: Algorithm
+    field_jaxpr: Any
+    save_jaxpr: Any
+    controller: Controller | None
+    max_steps: int
+    fixed_steps: int | None
+    fixed_dt: float | None
+    grid: tuple[float, ...] | None
+    every_step: bool
+    progress: Any
+
+    def field(self, inputs: Inputs) -> Field:
+        return Field(self.field_jaxpr, inputs.args)
+
+    @property
+    def error_exponent(self) -> int:
+        """The error of a step scales as dt to this power."""
+        order = self.alg.error_order
+        return (self.alg.order if order is None else order) + 1
+
+    def observe(self, save_args: tuple[Array, ...], u: State, t: Array) -> list[Array]:
+        """What is saved of a state, as a list of arrays."""
+        n_consts = len(self.save_jaxpr.constvars)
+        traced = jex.jaxpr_as_fun(jex.ClosedJaxpr(self.save_jaxpr, save_args[:n_consts]))
+        return traced(*save_args[n_consts:], t, *jtu.tree_leaves(u))
+
+
+def scaled_norm(rtol: PyTree, atol: PyTree, v: State, u0: State, u1: State) -> Float[Array, ""]:
+    """Root mean square of v / (atol + rtol*max(|u0|, |u1|)) (HNW I, equation II.4.11)."""
+
+    def squares(v: Array, u0: Array, u1: Array, rtol: Array, atol: Array) -> Array:
+        ratio = v / (atol + rtol * jnp.maximum(jnp.abs(u0), jnp.abs(u1)))
+        return jnp.sum(jnp.real(ratio * jnp.conj(ratio)))
+
+    leaves = jtu.tree_leaves(v)
+    several = [jtu.tree_leaves(x) for x in (u0, u1, rtol, atol)]
+    total = [squares(*xs) for xs in zip(leaves, *several, strict=True)]
+    size = max(sum(x.size for x in leaves), 1)
+    widest = jnp.result_type(*total)
+    return jnp.sqrt(sum((x.astype(widest) for x in total), jnp.zeros((), widest)) / size)
+
+
+class Statistics(NamedTuple):
+    """Counters of a solve, all integers."""
+
+    naccept: Int[Array, ""]
+    nreject: Int[Array, ""]
+    ndense: Int[Array, ""]

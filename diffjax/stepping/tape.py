@@ -1,0 +1,81 @@
+"""The record of a solve that its derivative is computed from.
+
+A tape row is one step `(t, dt, u)`; what happened inside it is recomputed when it is replayed.
+"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Float, Int, PyTree
+
+from ..algorithms.base import State
+from .plan import Inputs
+
+if TYPE_CHECKING:
+    from .adaptive import Record
+
+
+class Tape(NamedTuple):
+    """Steps in order of time.
+
+    Row k is the step that starts at `t[k]` in state `u[k]`; `t` and `u` have one row more, the
+    end of the last step. A rejected attempt is kept as a row with `dt` zero when lanes of a `vmap`
+    share their row numbers. `landed` is the stop a step was cut to end on, -1 if none; it is kept
+    only for a derivative with respect to times.
+    """
+
+    t: Float[Array, " rows+1"]
+    dt: Float[Array, " rows"]
+    u: PyTree
+    landed: Int[Array, " rows"] | None
+    used: Int[Array, ""]
+
+    def write(self, number: Array, record: "Record") -> "Tape":
+        """Row `number`; a rejected step's row is overwritten by the next attempt's."""
+        return self._replace(
+            t=self.t.at[number].set(record.t),
+            dt=self.dt.at[number].set(jnp.where(record.accepted, record.dt, 0)),
+            u=jtu.tree_map(lambda buffer, x: buffer.at[number].set(x), self.u, record.u),
+            landed=None if self.landed is None else self.landed.at[number].set(record.landed),
+        )
+
+    def close(self, used: Array, stepper: Any, carry: Any) -> "Tape":
+        """Add the point at which the last step ended."""
+        return self._replace(
+            t=self.t.at[used].set(stepper.time(carry)),
+            u=jtu.tree_map(
+                lambda buffer, x: buffer.at[used].set(x), self.u, stepper.state(carry)
+            ),
+            used=used,
+        )
+
+
+def new_tape(length: int, inputs: Inputs, *, landings: bool) -> Tape:
+    dtype = inputs.t0.dtype
+    return Tape(
+        t=jnp.zeros(length + 1, dtype),
+        dt=jnp.zeros(length, dtype),
+        u=jtu.tree_map(lambda x: jnp.zeros((length + 1, *x.shape), x.dtype), inputs.u0),
+        landed=jnp.full(length, -1, jnp.int32) if landings else None,
+        used=jnp.zeros((), jnp.int32),
+    )
+
+
+class Snapshots(NamedTuple):
+    """The loop's state at the start of each segment; the steps between are taken again."""
+
+    carry: PyTree
+    used: Int[Array, ""]
+
+    @staticmethod
+    def new(segments: int, carry: PyTree) -> "Snapshots":
+        rows = jtu.tree_map(lambda x: jnp.zeros((segments, *x.shape), x.dtype), carry)
+        return Snapshots(rows, jnp.zeros((), jnp.int32))
+
+    def write(self, number: Array, carry: PyTree) -> "Snapshots":
+        rows = jtu.tree_map(lambda buffer, x: buffer.at[number].set(x), self.carry, carry)
+        return self._replace(carry=rows)
+
+    def read(self, number: Array) -> PyTree:
+        return jtu.tree_map(lambda buffer: buffer[number], self.carry)

@@ -1,0 +1,98 @@
+"""Tracing the user's functions once, whatever they close over.
+
+A closed-over array (or a tracer of a transformation around the solve) becomes an explicit
+argument, so that it is differentiated and batched like a parameter.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, PyTree
+
+from .layout import Layout
+
+
+def trace_field(
+    f: Callable[[Any, Any, Any], Any], layout: Layout, u: PyTree, p: Any, t: Array, direction: Any
+) -> tuple[Any, tuple[Array, ...]]:
+    """The vector field on laid-out states, as `(jaxpr, args)` for `Field`.
+
+    `p` are the problem's `Parts`; `direction` is 1.0, or -1.0 (possibly traced) where time is
+    turned round.
+
+    **Raises:** `TypeError` or `ValueError` if `f` does not return what `u` is.
+    """
+    leaves, structure = jtu.tree_flatten(p)
+    forwards = isinstance(direction, float) and direction == 1.0
+
+    def derivative(parameters: list[Array], t: Array, *u: Array) -> PyTree:
+        state = layout.unravel(u[0] if len(u) == 1 else u)
+        value = jtu.tree_unflatten(structure, parameters).value
+        du = f(state, value, t if forwards else t * direction)
+        out = layout.ravel(_checked(du, state))
+        if forwards:
+            return out
+        return jtu.tree_map(lambda x: x * jnp.asarray(direction, jnp.finfo(x.dtype).dtype), out)
+
+    closed = jax.make_jaxpr(derivative)(leaves, t, *jtu.tree_leaves(layout.ravel(u)))
+    return closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves))
+
+
+def _checked(du: PyTree, u: PyTree) -> PyTree:
+    """`du` with weakly typed leaves cast, or a clear error."""
+    got, wanted = jtu.tree_structure(du), jtu.tree_structure(u)
+    if got != wanted:
+        raise TypeError(
+            f"f must return a pytree like u0: got {got}, wanted {wanted}. "
+            "Return the derivative of every part of the state, in the same containers."
+        )
+
+    def check(path: Any, d: Any, x: Array) -> Array:
+        where = f" at u{jtu.keystr(path)}" if path else ""
+        if jnp.shape(d) != x.shape:
+            raise ValueError(
+                f"f must return the shape of u0{where}: got {jnp.shape(d)}, wanted {x.shape}. "
+                "If f returns a list or tuple of components, use jnp.stack."
+            )
+        array = jnp.asarray(d)
+        weak = getattr(jax.typeof(array), "weak_type", False) or not hasattr(d, "dtype")
+        lossless = jnp.can_cast(array.dtype, x.dtype, casting="safe")
+        if array.dtype != x.dtype and not weak and not lossless:
+            raise TypeError(
+                f"f must return the dtype of u0{where}: got {array.dtype}, wanted {x.dtype}. "
+                f"Cast u0 to {array.dtype}, or the parameters to {x.dtype}."
+            )
+        return array.astype(x.dtype)
+
+    return jtu.tree_map_with_path(check, du, u)
+
+
+def trace_saving(
+    save: Callable[[Any, Any, Any], PyTree] | None,
+    layout: Layout,
+    u: PyTree,
+    p: Any,
+    t: Array,
+    direction: Any,
+) -> tuple[Any, tuple[Array, ...], Any]:
+    """What is saved of a laid-out state: `(jaxpr, args, structure of the saved pytree)`.
+
+    Without a function of the user's the laid-out state itself is saved, and its structure is None.
+    """
+    raveled = jtu.tree_leaves(layout.ravel(u))
+    if save is None:
+        closed = jax.make_jaxpr(lambda t, *u: u)(t, *raveled)
+        return closed.jaxpr, (), None
+    leaves, structure = jtu.tree_flatten(p)
+
+    def saved(parameters: list[Array], t: Array, *u: Array) -> PyTree:
+        state = layout.unravel(u[0] if len(u) == 1 else u)
+        value = jtu.tree_unflatten(structure, parameters).value
+        return jtu.tree_map(jnp.asarray, save(state, value, t * direction))
+
+    closed, shape = jax.make_jaxpr(saved, return_shape=True)(leaves, t, *raveled)
+    args = (*closed.consts, *map(jnp.asarray, leaves))
+    return closed.jaxpr, args, jtu.tree_structure(shape)
