@@ -1,7 +1,7 @@
 """One first call in this process: `python -m benchmarks.fresh CASE PEER VARIANT TOL`.
 
 Run by `timing.first_call`. Counted: building the contender, tracing, compiling, running once. Not
-counted: importing packages and starting JAX's backend, which a program pays once whatever it solves.
+counted: importing packages and starting JAX's backend, paid once whatever a program solves.
 """
 
 import importlib

@@ -1,8 +1,9 @@
 """Equal error: the tolerance at which a peer is as wrong as we are at the nominal one.
 
-The error of one trajectory at one tolerance is partly luck (steps fall here or there, errors cancel),
-so two solvers are not compared point by point: a straight line through log error over log tolerance is
-fitted to a sweep of each, and the peer's tolerance is read off where its line reaches ours.
+The error of one trajectory at one tolerance is partly luck (steps fall here or there, errors
+cancel), so two solvers are not compared point by point: a straight line through log error over log
+tolerance is fitted to a sweep of each, and the peer's tolerance is read off where its line reaches
+ours.
 """
 
 import math

@@ -19,10 +19,10 @@ HEADER = (
 WIDTHS = (22, 16, 8, 8, 9, 9, 8, 8, 7, 7, 0)
 PACKAGES = ("jax", "diffrax", "scipy", "torch", "torchdiffeq")
 FOOT = """\
-ratio: the peer's run time over ours (first call where there is no run time), above one we are faster;
-  * marks a ratio under the wanted one.
-error: relative, against a reference. Equal on lines fitted to a sweep of tolerances (given last, ours / the
-  peer's); the two printed are those of the very runs timed, which scatter about their lines."""
+ratio: the peer's run time over ours (first call where there is no run time), above one we are
+  faster; * marks a ratio under the wanted one.
+error: relative, against a reference. Equal on lines fitted to a sweep of tolerances (given last,
+  ours / the peer's); the two printed are of the very runs timed and scatter about their lines."""
 
 
 def _time(value: float | None) -> str:

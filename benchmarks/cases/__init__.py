@@ -1,7 +1,7 @@
 """The cases, by the name that `--only` takes.
 
-An adaptive case is solved by us and by peers at equal error and measured by `case.measure`; the other
-cases measure something else and make their own rows.
+An adaptive case is solved by us and by peers at equal error and measured by `case.measure`; the
+other cases measure something else and make their own rows.
 """
 
 from collections.abc import Callable

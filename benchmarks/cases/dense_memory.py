@@ -1,7 +1,7 @@
 """Memory of the dense output: Tsit5, 4,096 steps at most, Lotka-Volterra, in float64.
 
-Two counts: what the compiled program returns by `memory_analysis`, and the bytes of the arrays in the
-solution object it returned. They differ where an array is returned twice.
+Two counts: what the compiled program returns by `memory_analysis`, and the bytes of the arrays in
+the solution object it returned. They differ where an array is returned twice.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,9 @@
 """Diffrax, in the settings its documentation advises, and in its default.
 
 Best: an explicit `dt0`, `throw=False`, a tuned `max_steps`, and whichever step size control and
-adjoint is fastest. The coefficients tried are those of the docstring of `PIDController`: plain I (its
-default, for smooth problems) and two PI settings. Default: `dt0=None`, every other argument left out.
+adjoint is fastest. The coefficients tried are those of the docstring of `PIDController`: plain I
+(its default, for smooth problems) and two PI settings. Default: `dt0=None`, every other argument
+left out.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,7 +1,7 @@
 """A neural ODE in two dimensions: u' = W2 tanh(W1 u^3 + b1) + b2 with 50 hidden units, in float32.
 
-The example of the original package (a spiral in the cubes of its coordinates, 30 saves on [0, 1.5]),
-from a batch of 128 initial states.
+The example of the original package (a spiral in the cubes of its coordinates, 30 saves on
+[0, 1.5]), from a batch of 128 initial states.
 """
 
 import functools

@@ -11,20 +11,18 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 from ..stepping.loop import Keep, Outcome, integrate
 from ..stepping.plan import Inputs, Plan, Settings
-from ..stepping.tape import Snapshots, Tape
 from .base import Adjoint
 from .linear_map import Level, LinearMap, apply_linear
-from .replay import Moving, Replay, Residuals, Smooth, Steps
+from .replay import Moving, Replay, Residuals, Steps
 from .replay_backward import replay_backward
 from .replay_forward import replay_forward
+from .smooth import Smooth, join, names_of, no_tangent, split
 
 
 class DiscreteAdjoint(Adjoint):
@@ -62,13 +60,13 @@ def _solve(
 
     @jax.custom_jvp
     def run(leaves: list[Array], settings: Settings) -> tuple[Smooth, Outcome]:
-        return _split(integrate(plan, jtu.tree_unflatten(structure, leaves), settings, keep))
+        return split(integrate(plan, jtu.tree_unflatten(structure, leaves), settings, keep))
 
     @partial(run.defjvp, symbolic_zeros=True)
     def _(primals: Any, tangents: Any) -> Any:
         leaves, settings = primals
         perturbed = [i for i, t in enumerate(tangents[0]) if not isinstance(t, SymbolicZero)]
-        names = _names(inputs)
+        names = names_of(inputs)
         times = any(names[i] in ("t0", "t1", "saves", "stops") for i in perturbed)
         if plan.every_step or checkpoints is None:
             kept = Keep(tape=True, landings=times)
@@ -76,7 +74,7 @@ def _solve(
             kept = Keep(segments=checkpoints, landings=times)
         again = jtu.tree_unflatten(structure, leaves)
         outcome = _solve(plan, again, settings, kept, checkpoints)
-        smooth, rest = _split(outcome)
+        smooth, rest = split(outcome)
         residuals = Residuals(leaves, settings, outcome.tape, outcome.saved)
         recorded = keep.tape or keep.segments is not None
         if not recorded:
@@ -97,49 +95,9 @@ def _solve(
             [tangents[0][i] for i in perturbed],
         )
         smooth_dot = jtu.tree_unflatten(replay.smooth_structure, out)
-        return (smooth, rest), (smooth_dot, jtu.tree_map(_no_tangent, rest))
+        return (smooth, rest), (smooth_dot, jtu.tree_map(no_tangent, rest))
 
-    return _join(*run(leaves, settings))
-
-
-def _names(inputs: Inputs) -> list[str]:
-    """The field of `Inputs` that each of its leaves belongs to."""
-    fields = [jtu.tree_map(lambda _, name=name: name, value) for name, value in zip(
-        inputs._fields, inputs, strict=True
-    )]
-    return jtu.tree_leaves(Inputs(*fields))
-
-
-def _no_tangent(x: Array) -> Any:
-    if jnp.issubdtype(x.dtype, jnp.inexact):
-        return jnp.zeros_like(x)
-    return np.zeros(x.shape, jax.dtypes.float0)
-
-
-def _split(outcome: Outcome) -> tuple[Smooth, Outcome]:
-    tape = outcome.tape
-    t, u = None, None
-    if isinstance(tape, Tape):
-        t, u = tape.t, tape.u
-        tape = tape._replace(t=None, u=None)
-    elif isinstance(tape, Snapshots):
-        t, u = getattr(tape.carry, "t", None), tape.carry.u
-        cleared = {"u": None} if t is None else {"u": None, "t": None}
-        tape = tape._replace(carry=tape.carry._replace(**cleared))
-    smooth = Smooth(outcome.rows, outcome.u_end, outcome.t_end, t, u)
-    return smooth, outcome._replace(rows=None, u_end=None, t_end=None, tape=tape)
-
-
-def _join(smooth: Smooth, rest: Outcome) -> Outcome:
-    tape = rest.tape
-    if isinstance(tape, Tape):
-        tape = tape._replace(t=smooth.tape_t, u=smooth.tape_u)
-    elif isinstance(tape, Snapshots):
-        fields = {"u": smooth.tape_u}
-        if smooth.tape_t is not None:
-            fields["t"] = smooth.tape_t
-        tape = tape._replace(carry=tape.carry._replace(**fields))
-    return rest._replace(rows=smooth.rows, u_end=smooth.u_end, t_end=smooth.t_end, tape=tape)
+    return join(*run(leaves, settings))
 
 
 class _SolveTangent(LinearMap):
@@ -149,7 +107,9 @@ class _SolveTangent(LinearMap):
         self.replay = replay
         self.out_avals = tuple(jax.typeof(x) for x in jtu.tree_leaves(smooth))
 
-    def apply(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
+    def apply(
+        self, residuals: Sequence[Array], tangents: Sequence[Array], many: bool
+    ) -> list[Array]:
         return replay_forward(self.replay, residuals, tangents)
 
     def transpose(

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
+import numpy as np
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
@@ -29,14 +30,17 @@ class Level:
 class LinearMap:
     """Base class. Subclasses hold static facts; arrays come as `residuals`.
 
-    - `apply(residuals, tangents)`: the map, for one lane.
+    - `apply(residuals, tangents, many)`: the map, for one lane; `many` says that it will run
+        under a `vmap` that batches the residuals.
     - `transpose(levels, residuals, cotangents)`: cotangents of the tangents, for all lanes at
         once, innermost level first; a cotangent that is known to be zero comes as None.
     """
 
     out_avals: tuple[Any, ...]
 
-    def apply(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
+    def apply(
+        self, residuals: Sequence[Array], tangents: Sequence[Array], many: bool
+    ) -> list[Array]:
         raise NotImplementedError
 
     def transpose(
@@ -58,8 +62,10 @@ def apply_linear(
 
 
 def _batched_apply(*args: Array, linear: LinearMap, levels: tuple[Level, ...], n_residuals: int) -> Any:
+    many = any(any(level.residuals) for level in levels)
+
     def one(*args: Array) -> list[Array]:
-        return linear.apply(args[:n_residuals], args[n_residuals:])
+        return linear.apply(args[:n_residuals], args[n_residuals:], many)
 
     for level in levels:
         axes = tuple(0 if flag else None for flag in level.residuals + level.tangents)
@@ -84,8 +90,6 @@ def _jvp(primals: Any, tangents: Any, **params: Any) -> Any:
 
 
 def _float0(x: Array) -> Any:
-    import numpy as np
-
     return np.zeros(jnp.shape(x), jax.dtypes.float0)
 
 

@@ -229,16 +229,6 @@ class Residuals(NamedTuple):
     saved: Array | None
 
 
-class Smooth(NamedTuple):
-    """The part of an outcome that carries a derivative."""
-
-    rows: list[Array] | None
-    u_end: PyTree
-    t_end: Array
-    tape_t: Array | None
-    tape_u: PyTree
-
-
 @dataclass(frozen=True, eq=False)
 class Replay:
     """The static facts of a replay.

@@ -26,7 +26,6 @@ from .replay import (
     Replay,
     Residuals,
     Row,
-    Smooth,
     add,
     any_of,
     chosen,
@@ -34,6 +33,7 @@ from .replay import (
     max_of,
     read,
 )
+from .smooth import Smooth
 
 
 class _Carry(NamedTuple):

@@ -17,12 +17,12 @@ from .replay import (
     Replay,
     Residuals,
     Row,
-    Smooth,
     any_of,
     chosen,
     max_of,
     read,
 )
+from .smooth import Smooth
 
 
 class _Carry(NamedTuple):

@@ -379,33 +379,35 @@ def segment_length(plan: Plan, segments: int) -> int:
     return -(-(plan.fixed_steps or plan.max_steps) // segments)
 
 
+def drive(
+    plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, *, many: bool = False
+) -> Outcome:
+    """Solve by the driver that suits one trajectory, or many under `vmap`; a plain loop."""
+    if many:
+        keep = replace(keep, compact=keep.compact and plan.every_step)
+    if keep.segments is not None:
+        return by_segments(plan, inputs, settings, keep)
+    if keep.tape or (many and inputs.saves is not None):
+        return by_steps(plan, inputs, settings, keep)
+    if inputs.saves is None:
+        return plain(plan, inputs, settings)
+    return by_saves(plan, inputs, settings)
+
+
 def integrate(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep) -> Outcome:
-    """Solve, by the driver that suits one trajectory or, under `vmap`, the one that suits many."""
-
-    def single(inputs: Inputs, settings: Settings) -> Outcome:
-        if keep.segments is not None:
-            return by_segments(plan, inputs, settings, keep)
-        if keep.tape:
-            return by_steps(plan, inputs, settings, keep)
-        if inputs.saves is None:
-            return plain(plan, inputs, settings)
-        return by_saves(plan, inputs, settings)
-
-    def many(inputs: Inputs, settings: Settings) -> Outcome:
-        by_attempt = replace(keep, compact=keep.compact and plan.every_step)
-        if keep.segments is not None:
-            return by_segments(plan, inputs, settings, by_attempt)
-        return by_steps(plan, inputs, settings, by_attempt)
-
-    run = jax.custom_batching.custom_vmap(single)
+    """Solve, choosing the driver by whether a `vmap` is around."""
+    run = jax.custom_batching.custom_vmap(lambda i, s: drive(plan, i, s, keep))
 
     @run.def_vmap
     def _(size: int, batched: tuple[Inputs, Settings], inputs: Inputs, settings: Settings) -> Any:
         # Lanes that share their fixed times never wait for one another.
         times = (batched[0].t0, batched[0].t1, batched[0].saves)
         in_step = plan.controller is None and not any(jtu.tree_leaves(times))
-        axes = jtu.tree_map(lambda flag: 0 if flag else None, batched)
-        out = jax.vmap(single if in_step else many, in_axes=axes, axis_size=size)(inputs, settings)
+        out = jax.vmap(
+            lambda i, s: drive(plan, i, s, keep, many=not in_step),
+            in_axes=tuple(jtu.tree_map(lambda flag: 0 if flag else None, batched)),
+            axis_size=size,
+        )(inputs, settings)
         return out, jtu.tree_map(lambda _: True, out)
 
     return run(inputs, settings)

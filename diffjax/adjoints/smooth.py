@@ -1,0 +1,63 @@
+"""Telling the part of an outcome that carries a derivative from the part that does not."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ..stepping.loop import Outcome
+from ..stepping.plan import Inputs
+from ..stepping.tape import Snapshots, Tape
+
+
+class Smooth(NamedTuple):
+    """The part of an outcome that carries a derivative."""
+
+    rows: list[Array] | None
+    u_end: PyTree
+    t_end: Array
+    tape_t: Array | None
+    tape_u: PyTree
+
+
+def names_of(inputs: Inputs) -> list[str]:
+    """The field of `Inputs` that each of its leaves belongs to."""
+    fields = [jtu.tree_map(lambda _, name=name: name, value) for name, value in zip(
+        inputs._fields, inputs, strict=True
+    )]
+    return jtu.tree_leaves(Inputs(*fields))
+
+
+def no_tangent(x: Array) -> Any:
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        return jnp.zeros_like(x)
+    return np.zeros(x.shape, jax.dtypes.float0)
+
+
+def split(outcome: Outcome) -> tuple[Smooth, Outcome]:
+    tape = outcome.tape
+    t, u = None, None
+    if isinstance(tape, Tape):
+        t, u = tape.t, tape.u
+        tape = tape._replace(t=None, u=None)
+    elif isinstance(tape, Snapshots):
+        t, u = getattr(tape.carry, "t", None), tape.carry.u
+        cleared = {"u": None} if t is None else {"u": None, "t": None}
+        tape = tape._replace(carry=tape.carry._replace(**cleared))
+    smooth = Smooth(outcome.rows, outcome.u_end, outcome.t_end, t, u)
+    return smooth, outcome._replace(rows=None, u_end=None, t_end=None, tape=tape)
+
+
+def join(smooth: Smooth, rest: Outcome) -> Outcome:
+    tape = rest.tape
+    if isinstance(tape, Tape):
+        tape = tape._replace(t=smooth.tape_t, u=smooth.tape_u)
+    elif isinstance(tape, Snapshots):
+        fields = {"u": smooth.tape_u}
+        if smooth.tape_t is not None:
+            fields["t"] = smooth.tape_t
+        tape = tape._replace(carry=tape.carry._replace(**fields))
+    return rest._replace(rows=smooth.rows, u_end=smooth.u_end, t_end=smooth.t_end, tape=tape)
