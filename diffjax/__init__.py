@@ -1,5 +1,6 @@
 """diffjax: every differential equation is a differentiable function."""
 
+from . import neural as neural
 from .adjoints.base import Adjoint as Adjoint
 from .adjoints.discrete import DiscreteAdjoint as DiscreteAdjoint
 from .adjoints.forward import ForwardMode as ForwardMode
@@ -32,3 +33,6 @@ from .stepping.controllers import IController as IController
 from .stepping.controllers import PIController as PIController
 from .stepping.controllers import PIDController as PIDController
 from .stepping.status import ReturnCode as ReturnCode
+from .training import TrainingError as TrainingError
+from .training import TrainResult as TrainResult
+from .training import train as train

@@ -190,7 +190,7 @@ class Ready(NamedTuple):
     def _every_step(self, outcome: Outcome) -> tuple[Array, PyTree, Array]:
         tape = outcome.tape
         n = tape.used + 1
-        filled = jnp.arange(tape.t.shape[0]) < n
+        filled = jnp.arange(tape.t.shape[0], dtype=n.dtype) < n
         t = jnp.where(filled, tape.t, jnp.nan)
         args = self.inputs.save_args
         rows = jax.vmap(lambda t, u: self.plan.observe(args, u, t))(tape.t, tape.u)
@@ -231,14 +231,24 @@ def _nan_unless(kept: Array, x: Array) -> Array:
 
 def prepare(arguments: Arguments, options: Options) -> Ready:
     """Trace the user's functions and lay the solve out."""
+    ready = _prepare(arguments, options, mesh_axes(arguments))
+    hidden = mesh_axes(ready.inputs)
+    if hidden != mesh_axes(ready.inputs.u0):
+        # A closed-over array varies over mesh axes that no argument does (see `varying.py`).
+        ready = _prepare(arguments, options, hidden)
+    return ready
+
+
+def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Ready:
+    arguments = vary_over(axes, arguments) if axes else arguments
     given = arguments.problem.arguments()
     parts = Parts(given["p"])
     p = parts.value
     tspan = tuple(_value(given["tspan"], p))
     u0 = tree_of_arrays(_value(given["u0"], p, tspan[0]))
     layout = Layout(u0)
-    times = _times(arguments, tspan, layout.time_dtype)
-    state = jtu.tree_map(jnp.asarray, u0)
+    times = vary_over(axes, _times(arguments, tspan, layout.time_dtype))
+    state = vary_over(axes, jtu.tree_map(jnp.asarray, u0))
     jaxpr, args = trace_field(given["f"], layout, state, parts, times.t0, times.direction)
     save = _saving(arguments, options)
     save_jaxpr, save_args, saved_structure = trace_saving(
@@ -261,7 +271,7 @@ def prepare(arguments: Arguments, options: Options) -> Ready:
     stops = None if options.fixed else times.stops
     inputs = Inputs(layout.ravel(state), args, save_args, times.t0, times.t1, saves, stops)
     settings = _settings(arguments, options, layout, state)
-    inputs = vary_over(mesh_axes((inputs, settings)), inputs)
+    inputs, settings = vary_over(axes, (inputs, settings))
     return Ready(plan, inputs, settings, layout, times, saved_structure)
 
 

@@ -17,12 +17,13 @@ from jaxtyping import Array
 
 from ..stepping.loop import Keep, Outcome, integrate
 from ..stepping.plan import Inputs, Plan, Settings
+from ..stepping.tape import Tape
 from .base import Adjoint
 from .linear_map import Level, LinearMap, apply_linear
 from .replay import Moving, Replay, Residuals, Steps
 from .replay_backward import replay_backward
 from .replay_forward import replay_forward
-from .smooth import Smooth, join, names_of, no_tangent, split
+from .smooth import Counters, Smooth, join, names_of, no_tangent, split
 
 
 class DiscreteAdjoint(Adjoint):
@@ -57,10 +58,14 @@ def _solve(
 ) -> Outcome:
     """The solve as a function that JAX can differentiate, keeping what `keep` says."""
     leaves, structure = jtu.tree_flatten(inputs)
+    counters = Counters()
 
     @jax.custom_jvp
     def run(leaves: list[Array], settings: Settings) -> tuple[Smooth, Outcome]:
-        return split(integrate(plan, jtu.tree_unflatten(structure, leaves), settings, keep))
+        smooth, rest = split(
+            integrate(plan, jtu.tree_unflatten(structure, leaves), settings, keep)
+        )
+        return smooth, counters.pack(rest)
 
     @partial(run.defjvp, symbolic_zeros=True)
     def _(primals: Any, tangents: Any) -> Any:
@@ -68,10 +73,12 @@ def _solve(
         perturbed = [i for i, t in enumerate(tangents[0]) if not isinstance(t, SymbolicZero)]
         names = names_of(inputs)
         times = any(names[i] in ("t0", "t1", "saves", "stops") for i in perturbed)
-        if plan.every_step or checkpoints is None:
-            kept = Keep(tape=True, landings=times)
-        else:
-            kept = Keep(segments=checkpoints, landings=times)
+        full = plan.every_step or checkpoints is None
+        kept = Keep(
+            tape=full,
+            segments=None if full else checkpoints,
+            landings=times or keep.landings,
+        )
         again = jtu.tree_unflatten(structure, leaves)
         outcome = _solve(plan, again, settings, kept, checkpoints)
         smooth, rest = split(outcome)
@@ -80,6 +87,9 @@ def _solve(
         if not recorded:
             smooth = smooth._replace(tape_t=None, tape_u=None)
             rest = rest._replace(tape=None)
+        elif isinstance(rest.tape, Tape) and not keep.landings:
+            rest = rest._replace(tape=rest.tape._replace(landed=None))
+        rest = counters.pack(rest)
         replay = Replay(
             plan=plan,
             moving=Moving(structure, perturbed, names),
@@ -97,7 +107,8 @@ def _solve(
         smooth_dot = jtu.tree_unflatten(replay.smooth_structure, out)
         return (smooth, rest), (smooth_dot, jtu.tree_map(no_tangent, rest))
 
-    return join(*run(leaves, settings))
+    smooth, rest = run(leaves, settings)
+    return join(smooth, counters.unpack(rest))
 
 
 class _SolveTangent(LinearMap):
@@ -107,9 +118,7 @@ class _SolveTangent(LinearMap):
         self.replay = replay
         self.out_avals = tuple(jax.typeof(x) for x in jtu.tree_leaves(smooth))
 
-    def apply(
-        self, residuals: Sequence[Array], tangents: Sequence[Array], many: bool
-    ) -> list[Array]:
+    def apply(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
         return replay_forward(self.replay, residuals, tangents)
 
     def transpose(

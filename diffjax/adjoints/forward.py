@@ -16,12 +16,12 @@ import jax.tree_util as jtu
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
-from ..stepping.loop import Keep, Outcome, drive, integrate
+from ..stepping.loop import Keep, Outcome, integrate
 from ..stepping.plan import Inputs, Plan, Settings
 from .base import Adjoint
 from .linear_map import Level, LinearMap, apply_linear
 from .replay import Lanes
-from .smooth import Smooth, join, no_tangent, split
+from .smooth import Counters, Smooth, join, no_tangent, split
 
 
 class ForwardMode(Adjoint):
@@ -43,10 +43,13 @@ class ForwardMode(Adjoint):
     def solve(self, plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
         leaves, structure = jtu.tree_flatten(inputs)
         keep = Keep(tape=plan.every_step)
+        counters = Counters()
 
         @jax.custom_jvp
         def run(leaves: list[Array], settings: Settings) -> tuple[Smooth, Outcome]:
-            return split(integrate(plan, jtu.tree_unflatten(structure, leaves), settings, keep))
+            inputs = jtu.tree_unflatten(structure, leaves)
+            smooth, rest = split(integrate(plan, inputs, settings, keep))
+            return smooth, counters.pack(rest)
 
         @partial(run.defjvp, symbolic_zeros=True)
         def _(primals: Any, tangents: Any) -> Any:
@@ -54,14 +57,15 @@ class ForwardMode(Adjoint):
             moving = [i for i, t in enumerate(tangents[0]) if not isinstance(t, SymbolicZero)]
             smooth, rest = run(leaves, settings)
             structures = jtu.tree_structure(primals), structure
-            linear = _Sensitivity(self, plan, keep, structures, moving, smooth)
+            linear = _Sensitivity(self.columns, plan, keep, structures, moving, smooth)
             out = apply_linear(
                 linear, jtu.tree_leaves(primals), [tangents[0][i] for i in moving]
             )
             smooth_dot = jtu.tree_unflatten(jtu.tree_structure(smooth), out)
             return (smooth, rest), (smooth_dot, jtu.tree_map(no_tangent, rest))
 
-        return join(*run(leaves, settings))
+        smooth, rest = run(leaves, settings)
+        return join(smooth, counters.unpack(rest))
 
 
 class _Sensitivity(LinearMap):
@@ -69,20 +73,18 @@ class _Sensitivity(LinearMap):
 
     def __init__(
         self,
-        adjoint: ForwardMode,
+        columns: int,
         plan: Plan,
         keep: Keep,
         structures: tuple[Any, Any],
         moving: Sequence[int],
         smooth: Smooth,
     ) -> None:
-        self.columns, self.plan, self.keep, self.moving = adjoint.columns, plan, keep, moving
+        self.columns, self.plan, self.keep, self.moving = columns, plan, keep, moving
         self.structure, self.input_structure = structures
         self.out_avals = tuple(jax.typeof(x) for x in jtu.tree_leaves(smooth))
 
-    def apply(
-        self, residuals: Sequence[Array], tangents: Sequence[Array], many: bool
-    ) -> list[Array]:
+    def apply(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
         leaves, settings = jtu.tree_unflatten(self.structure, residuals)
 
         def solved(moving: list[Array]) -> list[Array]:
@@ -90,7 +92,7 @@ class _Sensitivity(LinearMap):
             for i, value in zip(self.moving, moving, strict=True):
                 replaced[i] = value
             inputs = jtu.tree_unflatten(self.input_structure, replaced)
-            outcome = drive(self.plan, inputs, settings, self.keep, many=many)
+            outcome = integrate(self.plan, inputs, settings, self.keep)
             return jtu.tree_leaves(split(outcome)[0])
 
         primals = [leaves[i] for i in self.moving]
@@ -108,15 +110,13 @@ class _Sensitivity(LinearMap):
         full = [lanes.fill(x, have, lanes.all) for x, have in zip(residuals, flags, strict=True)]
 
         def one(residuals: list[Array], cts: list[Array]) -> list[Array]:
-            return self._contract(residuals, dict(zip(given, cts, strict=True)), bool(levels))
+            return self._contract(residuals, dict(zip(given, cts, strict=True)))
 
         out = lanes(one, True, True)(full, [cotangents[i] for i in given])
         wanted = [tuple(level.tangents[i] for level in levels) for i in range(len(out))]
         return [lanes.reduce(x, want) for x, want in zip(out, wanted, strict=True)]
 
-    def _contract(
-        self, residuals: list[Array], cotangents: dict[int, Array], many: bool
-    ) -> list[Array]:
+    def _contract(self, residuals: list[Array], cotangents: dict[int, Array]) -> list[Array]:
         """Cotangents of the moving inputs of one lane, a column of the Jacobian for each."""
         leaves, _ = jtu.tree_unflatten(self.structure, residuals)
         primals = [leaves[i] for i in self.moving]
@@ -124,7 +124,7 @@ class _Sensitivity(LinearMap):
 
         def column(i: Array) -> Array:
             basis = jnp.zeros_like(flat).at[i].set(1)
-            out = self.apply(residuals, unflatten(basis), many)
+            out = self.apply(residuals, unflatten(basis))
             # JAX pairs a cotangent with a tangent by Re(sum(ct * v)), without conjugation.
             pairs = [jnp.sum(jnp.real(ct * out[k])) for k, ct in cotangents.items()]
             return sum((x.astype(flat.dtype) for x in pairs), jnp.zeros((), flat.dtype))

@@ -30,17 +30,14 @@ class Level:
 class LinearMap:
     """Base class. Subclasses hold static facts; arrays come as `residuals`.
 
-    - `apply(residuals, tangents, many)`: the map, for one lane; `many` says that it will run
-        under a `vmap` that batches the residuals.
+    - `apply(residuals, tangents)`: the map, for one lane.
     - `transpose(levels, residuals, cotangents)`: cotangents of the tangents, for all lanes at
         once, innermost level first; a cotangent that is known to be zero comes as None.
     """
 
     out_avals: tuple[Any, ...]
 
-    def apply(
-        self, residuals: Sequence[Array], tangents: Sequence[Array], many: bool
-    ) -> list[Array]:
+    def apply(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
         raise NotImplementedError
 
     def transpose(
@@ -62,10 +59,8 @@ def apply_linear(
 
 
 def _batched_apply(*args: Array, linear: LinearMap, levels: tuple[Level, ...], n_residuals: int) -> Any:
-    many = any(any(level.residuals) for level in levels)
-
     def one(*args: Array) -> list[Array]:
-        return linear.apply(args[:n_residuals], args[n_residuals:], many)
+        return linear.apply(args[:n_residuals], args[n_residuals:])
 
     for level in levels:
         axes = tuple(0 if flag else None for flag in level.residuals + level.tangents)

@@ -260,5 +260,6 @@ class Replay:
         if isinstance(record, Tape):
             return record, jnp.zeros((), jnp.int32)
         inputs = jtu.tree_unflatten(self.moving.structure, leaves)
-        carry = record.read(number)
-        return retape(self.plan, inputs, settings, self.kept, carry), steps_done(carry)
+        start, end = record.read(number), record.read(number + 1)
+        tape = retape(self.plan, inputs, settings, self.kept, start, end)
+        return tape, steps_done(start)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
+from ..stepping.lanes import one_or_many
 from ..stepping.plan import Inputs
 from ..stepping.tape import Tape
 from ..stepping.varying import vary_alike
@@ -92,7 +93,7 @@ class _Backward:
             t = jnp.zeros(self._lane_shape(), self.inputs.t0.dtype)
             t = t if given.t_end is None else t + given.t_end
         point = Point(u, t)
-        if self.replay.recorded and isinstance(record, Tape):
+        if self.replay.recorded:
             point = self._from_tape(point, record.used, jnp.asarray(True))
         j = None
         if self.steps.saves:
@@ -250,7 +251,7 @@ class _Backward:
         primals, flags = self._group("save")
 
         def total(x: Array, j: Array) -> Array:
-            kept = jnp.arange(x.shape[0]) <= j
+            kept = jnp.arange(x.shape[0], dtype=j.dtype) <= j
             return jnp.sum(masked(kept, x), axis=0)
 
         def one(point: Point, moving: list[Array], leaves: list[Array]) -> list[Array]:
@@ -335,4 +336,11 @@ def replay_backward(
     cotangents: Sequence[Array | None],
 ) -> list[Array]:
     """The cotangents of a solve's moving inputs, for all lanes."""
-    return _Backward(replay, levels, residuals, cotangents).run()
+
+    def run(residuals: Sequence[Array], given: Sequence[Array]) -> list[Array]:
+        cts = iter(given)
+        full = [None if ct is None else next(cts) for ct in cotangents]
+        return _Backward(replay, levels, residuals, full).run()
+
+    given = [ct for ct in cotangents if ct is not None]
+    return one_or_many(run, run, list(residuals), given, native=replay.plan.small)

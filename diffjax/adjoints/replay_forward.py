@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
+from ..stepping.lanes import one_or_many
 from ..stepping.plan import Inputs
-from ..stepping.tape import Tape
+from ..stepping.tape import Tape, put
 from ..stepping.varying import vary_alike
 from .replay import (
     Inside,
@@ -149,7 +150,7 @@ class _Forward:
             return self.advance(carry, read(tape, k, first))
 
         carry = jax.lax.fori_loop(0, max_of(tape.used), one, carry)
-        return _mark(carry, tape.used) if self.replay.recorded and full else carry
+        return carry
 
     def run(self) -> Smooth:
         segments = max_of(self.replay.segments(self.residuals.record))
@@ -158,6 +159,8 @@ class _Forward:
             carry = self.segment(jnp.zeros((), jnp.int32), carry)
         else:
             carry = jax.lax.fori_loop(0, segments, self.segment, carry)
+        if self.replay.recorded:
+            carry = _mark(carry, self.residuals.record.used)
         t_end = carry.point.t
         if t_end is None:
             t_end = jnp.zeros_like(self.inputs.t0)
@@ -168,8 +171,8 @@ def _mark(carry: _Carry, number: Array) -> _Carry:
     """Write the tangent of the current point into row `number` of the tape's."""
     t = carry.tape_t
     if t is not None and carry.point.t is not None:
-        t = t.at[number].set(carry.point.t)
-    u = jtu.tree_map(lambda buffer, x: buffer.at[number].set(x), carry.tape_u, carry.point.u)
+        t = put(t, carry.point.t, number)
+    u = jtu.tree_map(lambda buffer, x: put(buffer, x, number), carry.tape_u, carry.point.u)
     return carry._replace(tape_t=t, tape_u=u)
 
 
@@ -188,6 +191,9 @@ def replay_forward(
     replay: Replay, residuals: Sequence[Array], tangents: Sequence[Array]
 ) -> list[Array]:
     """The tangents of a solve's outputs, for one lane."""
-    given: Residuals = jtu.tree_unflatten(replay.residual_structure, residuals)
-    smooth = _Forward(replay, given, tangents).run()
-    return jtu.tree_leaves(smooth)
+
+    def run(residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
+        given: Residuals = jtu.tree_unflatten(replay.residual_structure, residuals)
+        return jtu.tree_leaves(_Forward(replay, given, tangents).run())
+
+    return one_or_many(run, run, list(residuals), list(tangents), native=replay.plan.small)

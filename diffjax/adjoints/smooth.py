@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 from ..stepping.loop import Outcome
 from ..stepping.plan import Inputs
 from ..stepping.tape import Snapshots, Tape
+from ..stepping.varying import mesh_axes
 
 
 class Smooth(NamedTuple):
@@ -32,9 +33,36 @@ def names_of(inputs: Inputs) -> list[str]:
 
 
 def no_tangent(x: Array) -> Any:
-    if jnp.issubdtype(x.dtype, jnp.inexact):
+    if _is_inexact(x):
         return jnp.zeros_like(x)
     return np.zeros(x.shape, jax.dtypes.float0)
+
+
+class Counters:
+    """Carries integers through a `custom_jvp` inside `shard_map`.
+
+    There the tangent of an integer must have a type that varies over the mesh like the integer
+    itself, which no float0 array can have; so integers travel as floats, exact up to 2**24 (2**53
+    in double precision).
+    """
+
+    def __init__(self) -> None:
+        self.dtypes: list[Any] = []
+
+    def pack(self, tree: PyTree) -> PyTree:
+        self.dtypes = [x.dtype for x in jtu.tree_leaves(tree)]
+        if not mesh_axes(tree):
+            return tree
+        return jtu.tree_map(lambda x: x if _is_inexact(x) else x.astype(float), tree)
+
+    def unpack(self, tree: PyTree) -> PyTree:
+        leaves, structure = jtu.tree_flatten(tree)
+        back = [x.astype(dtype) for x, dtype in zip(leaves, self.dtypes, strict=True)]
+        return jtu.tree_unflatten(structure, back)
+
+
+def _is_inexact(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
 def split(outcome: Outcome) -> tuple[Smooth, Outcome]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ..algorithms.base import State
 from .initial_step import initial_step
 from .plan import Inputs, Plan, Settings, scaled_norm
-from .status import RUNNING, ReturnCode
+from .status import ReturnCode
 
 # A step that would end this close to a time to land on is stretched to land there, so that no
 # sliver of a step is left over (HNW I, subroutine DOPRI5).
@@ -29,12 +29,18 @@ class Record(NamedTuple):
     dt: Float[Array, ""]
     u: State
     stages: PyTree
-    accepted: bool | Bool[Array, ""]
-    landed: Int[Array, ""]
+    accepted: bool | Bool[Array, ""] | None
+    landed: Int[Array, ""] | None
 
 
 class AdaptiveState(NamedTuple):
-    """What the loop carries. `t_low` is the rounding error of `t` in single precision."""
+    """What the loop carries; as little as will do, since XLA pays for each leaf.
+
+    `dt` is the next step to attempt. It falls under the resolution of time when the solve is
+    stuck, and is NaN when it is stuck because nothing finite comes back: how the solve ended is
+    read off at its end, not kept up to date. `t_low` is the rounding error of `t` in single
+    precision.
+    """
 
     t: Float[Array, ""]
     t_low: Float[Array, ""] | None
@@ -44,7 +50,6 @@ class AdaptiveState(NamedTuple):
     control: PyTree
     naccept: Int[Array, ""]
     nreject: Int[Array, ""]
-    status: Int[Array, ""]
     next_stop: Int[Array, ""] | None
 
 
@@ -53,10 +58,15 @@ def where(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
 
 
 class AdaptiveStepper:
-    """Takes error-controlled steps; the loop around it decides what is kept of them."""
+    """Takes error-controlled steps; the loop around it decides what is kept of them.
 
-    def __init__(self, plan: Plan, inputs: Inputs, settings: Settings) -> None:
-        self.plan, self.inputs, self.settings = plan, inputs, settings
+    With a `limit` it goes no further than that time, and ends a step there.
+    """
+
+    def __init__(
+        self, plan: Plan, inputs: Inputs, settings: Settings, limit: Array | None = None
+    ) -> None:
+        self.plan, self.inputs, self.settings, self.limit = plan, inputs, settings, limit
         self.alg = plan.alg
         self.field = plan.field(inputs)
         self.rtol = jax.lax.stop_gradient(settings.rtol)
@@ -80,10 +90,7 @@ class AdaptiveStepper:
         if control is None:
             assert plan.controller is not None
             control = plan.controller.init(plan.error_exponent, dtype)
-        zero = jnp.zeros((), jnp.int32)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(inputs.u0)]))
-        status = jnp.where(span > 0, RUNNING, ReturnCode.success)
-        status = jnp.where(finite, status, ReturnCode.unstable).astype(jnp.int32)
         next_stop = None
         if inputs.stops is not None:
             next_stop = jnp.sum(inputs.stops <= t0, dtype=jnp.int32)
@@ -91,17 +98,39 @@ class AdaptiveStepper:
             t=t0,
             t_low=jnp.zeros((), dtype) if jnp.finfo(dtype).bits < 64 else None,
             u=inputs.u0,
-            dt=jax.lax.stop_gradient(dt).astype(dtype),
+            dt=jnp.where(finite, jax.lax.stop_gradient(dt).astype(dtype), jnp.nan),
             memory=self.alg.init(self.field, t0, inputs.u0),
             control=control,
-            naccept=zero,
-            nreject=zero,
-            status=status,
+            naccept=jnp.zeros((), jnp.int32),
+            nreject=jnp.zeros((), jnp.int32),
             next_stop=next_stop,
         )
 
+    def _smallest(self, t: Array) -> Float[Array, ""]:
+        """The smallest step worth taking from `t`."""
+        info = jnp.finfo(t.dtype)
+        smallest = jnp.maximum(MIN_STEP_ULPS * float(info.eps) * jnp.abs(t), float(info.tiny))
+        if self.settings.dtmin is not None:
+            smallest = jnp.maximum(smallest, self.settings.dtmin)
+        return smallest
+
     def active(self, c: AdaptiveState) -> Bool[Array, ""]:
-        return c.status == RUNNING
+        """Whether the solve goes on."""
+        attempts = c.naccept + c.nreject
+        stuck = ~(c.dt >= self._smallest(c.t))
+        end = self.inputs.t1 if self.limit is None else self.limit
+        # A segment that is taken again may need a few more attempts than it did.
+        enough = self.plan.max_steps if self.limit is None else 2 * self.plan.max_steps
+        return (c.t < end) & ~stuck & (attempts < enough)
+
+    def status(self, c: AdaptiveState) -> Int[Array, ""]:
+        """The return code of a solve that is no longer active."""
+        stuck = ~(c.dt >= self._smallest(c.t))
+        code = jnp.where(stuck, ReturnCode.dt_underflow, ReturnCode.max_steps)
+        code = jnp.where(jnp.isnan(c.dt), ReturnCode.unstable, code)
+        code = jnp.where(c.t >= self.inputs.t1, ReturnCode.success, code)
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(c.u)]))
+        return jnp.where(finite, code, ReturnCode.unstable).astype(jnp.int32)
 
     def time(self, c: AdaptiveState) -> Float[Array, ""]:
         return c.t
@@ -109,34 +138,38 @@ class AdaptiveStepper:
     def state(self, c: AdaptiveState) -> State:
         return c.u
 
-    def attempt(self, c: AdaptiveState) -> tuple[AdaptiveState, Record]:
-        """One attempted step; a solve that has ended stays as it is."""
+    def attempt(self, c: AdaptiveState, *, masked: bool) -> tuple[AdaptiveState, Record]:
+        """One attempted step; `masked` leaves a solve that has ended as it is."""
         stop = self.stops[0] if c.next_stop is None else self.stops[c.next_stop]
-        remaining = stop - c.t if c.t_low is None else (stop - c.t) - c.t_low
+        target = stop if self.limit is None else jnp.minimum(stop, self.limit)
+        remaining = target - c.t if c.t_low is None else (target - c.t) - c.t_low
         landing = c.dt * LANDING_STRETCH >= remaining
         dt = jnp.where(landing, remaining, c.dt)
         result = self.alg.step(self.field, c.t, dt, c.u, c.memory, self.norm)
         assert result.error is not None
         error = jax.lax.stop_gradient(result.error)
-        active = self.active(c)
-        accepted = (error <= 1) & result.ok & active
-        t, t_low = _advance_time(c.t, c.t_low, dt, landing, stop)
+        accepted = (error <= 1) & result.ok
+        active = self.active(c) if masked else None
+        if active is not None:
+            accepted = accepted & active
+        t, t_low = _advance_time(c.t, c.t_low, dt, landing, target)
         next_dt, control = self._next_dt(c, dt, error, accepted, landing)
+        step = accepted.astype(jnp.int32)
+        on_stop = landing if self.limit is None else landing & (stop <= self.limit)
+        tried = 1 if active is None else active.astype(jnp.int32)
         state = AdaptiveState(
             t=jnp.where(accepted, t, c.t),
-            t_low=None if t_low is None else jnp.where(accepted, t_low, c.t_low),
+            t_low=None if t_low is None else where(accepted, t_low, c.t_low),
             u=where(accepted, result.u, c.u),
-            dt=jnp.where(active, next_dt, c.dt),
+            dt=next_dt if active is None else jnp.where(active, next_dt, c.dt),
             memory=where(accepted, result.memory, result.memory_if_rejected),
             control=control,
-            naccept=c.naccept + accepted.astype(jnp.int32),
-            nreject=c.nreject + (active & ~accepted).astype(jnp.int32),
-            status=c.status,
-            next_stop=None if c.next_stop is None else c.next_stop + (accepted & landing),
+            naccept=c.naccept + step,
+            nreject=c.nreject + (tried - step),
+            next_stop=None if c.next_stop is None else c.next_stop + step * on_stop.astype(jnp.int32),
         )
-        state = state._replace(status=self._status(c, state, error, accepted, landing))
         index = jnp.zeros((), jnp.int32) if c.next_stop is None else c.next_stop
-        landed = jnp.where(landing, index, -1)
+        landed = jnp.where(on_stop, index, -1)
         return state, Record(c.t, dt, c.u, result.stages, accepted, landed)
 
     def _next_dt(
@@ -147,31 +180,13 @@ class AdaptiveStepper:
         factor, control = controller.factor(
             error, accepted, c.naccept == 0, c.control, self.plan.error_exponent
         )
-        dt = jax.lax.stop_gradient(dt) * factor
+        proposed = jax.lax.stop_gradient(dt) * factor
         # A step cut short to land says nothing against the size that was planned.
-        dt = jnp.where(accepted & landing, jnp.maximum(dt, c.dt), dt)
+        proposed = jnp.where(accepted & landing, jnp.maximum(proposed, c.dt), proposed)
         if self.settings.dtmax is not None:
-            dt = jnp.minimum(dt, self.settings.dtmax)
-        return dt, control
-
-    def _status(
-        self, old: AdaptiveState, new: AdaptiveState, error: Array, accepted: Array, landing: Array
-    ) -> Int[Array, ""]:
-        if new.next_stop is None:
-            finished = accepted & landing
-        else:
-            finished = new.next_stop == self.stops.shape[0]
-        smallest = MIN_STEP_ULPS * jnp.finfo(new.t.dtype).eps * jnp.abs(new.t)
-        smallest = jnp.maximum(smallest, float(jnp.finfo(new.t.dtype).tiny))
-        if self.settings.dtmin is not None:
-            smallest = jnp.maximum(smallest, self.settings.dtmin)
-        stuck = ~accepted & (new.dt < smallest)
-        stuck_code = jnp.where(jnp.isfinite(error), ReturnCode.dt_underflow, ReturnCode.unstable)
-        exhausted = new.naccept + new.nreject >= self.plan.max_steps
-        code = jnp.where(exhausted, ReturnCode.max_steps, RUNNING)
-        code = jnp.where(stuck, stuck_code, code)
-        code = jnp.where(finished, ReturnCode.success, code)
-        return jnp.where(self.active(old), code, old.status).astype(jnp.int32)
+            proposed = jnp.minimum(proposed, self.settings.dtmax)
+        hopeless = ~jnp.isfinite(error) & (proposed < self._smallest(c.t))
+        return jnp.where(hopeless, jnp.nan, proposed), control
 
 
 def _advance_time(

@@ -16,7 +16,7 @@ from .status import ReturnCode
 class FixedState(NamedTuple):
     """What the loop carries: the number of steps done, the state, the algorithm's memory."""
 
-    index: Int[Array, ""]
+    done: Int[Array, ""]
     u: State
     memory: PyTree
 
@@ -50,31 +50,30 @@ class FixedStepper:
     def init(self) -> FixedState:
         inputs = self.inputs
         return FixedState(
-            index=jnp.zeros((), jnp.int32),
+            done=jnp.zeros((), jnp.int32),
             u=inputs.u0,
             memory=self.alg.init(self.field, inputs.t0, inputs.u0),
         )
 
     def active(self, c: FixedState) -> Bool[Array, ""]:
-        return c.index < self.plan.fixed_steps
+        return c.done < self.plan.fixed_steps
 
     def time(self, c: FixedState) -> Float[Array, ""]:
-        return fixed_time(self.plan, self.inputs, c.index)
+        return fixed_time(self.plan, self.inputs, c.done)
 
     def state(self, c: FixedState) -> State:
         return c.u
 
-    def attempt(self, c: FixedState) -> tuple[FixedState, Record]:
-        """One step; it is always accepted."""
+    def attempt(self, c: FixedState, *, masked: bool) -> tuple[FixedState, Record]:
+        """One step; it is always accepted, and all lanes end together."""
         t = self.time(c)
         # The difference of two times on the grid, so that the steps add up to the span exactly.
-        dt = fixed_time(self.plan, self.inputs, c.index + 1) - t
+        dt = fixed_time(self.plan, self.inputs, c.done + 1) - t
         result = self.alg.step(self.field, t, dt, c.u, c.memory, None)
-        state = FixedState(c.index + 1, result.u, result.memory)
+        state = FixedState(c.done + 1, result.u, result.memory)
         return state, Record(t, dt, c.u, result.stages, True, jnp.full((), -1, jnp.int32))
 
-
-def fixed_status(u: State) -> Int[Array, ""]:
-    """The return code of a solve by fixed steps, judged at its end."""
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(u)]))
-    return jnp.where(finite, ReturnCode.success, ReturnCode.unstable).astype(jnp.int32)
+    def status(self, c: FixedState) -> Int[Array, ""]:
+        """The return code, judged at the end."""
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(c.u)]))
+        return jnp.where(finite, ReturnCode.success, ReturnCode.unstable).astype(jnp.int32)

@@ -6,7 +6,8 @@ not wait for each other at save times, so there one loop runs over steps and eac
 it is due (`by_steps`); this driver also writes the tape that a gradient is replayed from.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox.internal as eqxi
@@ -17,9 +18,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..algorithms.base import State
 from .adaptive import AdaptiveStepper, Record
-from .fixed import FixedStepper, fixed_status
+from .fixed import FixedStepper
+from .lanes import one_or_many
 from .plan import Inputs, Plan, Settings
-from .tape import Snapshots, Tape, new_tape
+from .tape import Snapshots, Tape, new_tape, put
 from .varying import vary_alike
 
 Stepper = AdaptiveStepper | FixedStepper
@@ -45,10 +47,12 @@ class Outcome(NamedTuple):
     saved: Int[Array, ""] | None
 
 
-def make_stepper(plan: Plan, inputs: Inputs, settings: Settings) -> Stepper:
+def make_stepper(
+    plan: Plan, inputs: Inputs, settings: Settings, limit: Array | None = None
+) -> Stepper:
     if plan.controller is None:
         return FixedStepper(plan, inputs)
-    return AdaptiveStepper(plan, inputs, settings)
+    return AdaptiveStepper(plan, inputs, settings, limit)
 
 
 def any_lane(condition: Bool[Array, ""]) -> Bool[Array, ""]:
@@ -82,11 +86,10 @@ class Saver:
 
     def blank_record(self, carry: Any) -> Record:
         """Stands for the step before the first: constant and of length one."""
-        _, record = jax.eval_shape(self.stepper.attempt, carry)
+        _, record = jax.eval_shape(partial(self.stepper.attempt, masked=False), carry)
         stages = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), record.stages)
         t0 = self.inputs.t0
-        none = jnp.full((), -1, jnp.int32)
-        return Record(t0, jnp.ones_like(t0), self.inputs.u0, stages, True, none)
+        return Record(t0, jnp.ones_like(t0), self.inputs.u0, stages, None, None)
 
 
 @dataclass(frozen=True)
@@ -95,15 +98,16 @@ class Keep:
 
     - `tape`: all of them.
     - `segments`: the loop's state at the start of each of this many segments.
-    - `compact`: tape rows are numbered by accepted step. Otherwise by attempt, with the same
-        number in every lane: an unbatched index is what makes the write cheap under `vmap`.
     - `landings`: which steps were cut to end on a given time.
     """
 
     tape: bool = False
     segments: int | None = None
-    compact: bool = True
     landings: bool = False
+
+
+# How many more attempts a segment may need when it is taken again (see `_retape`).
+_SPARE_ATTEMPTS = 8
 
 
 class _BySaves(NamedTuple):
@@ -128,8 +132,8 @@ def by_saves(plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
     loop = vary_alike((loop, inputs, settings))[0]
 
     def advance(loop: _BySaves) -> _BySaves:
-        carry, record = stepper.attempt(loop.carry)
-        return loop._replace(carry=carry, record=record._replace(accepted=True))
+        carry, record = stepper.attempt(loop.carry, masked=False)
+        return loop._replace(carry=carry, record=record._replace(accepted=None, landed=None))
 
     def refreshed(loop: _BySaves) -> _BySaves:
         if not saver.lazy:
@@ -144,8 +148,7 @@ def by_saves(plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
 
     def to_save(loop: _BySaves, ts: Array) -> tuple[_BySaves, tuple[list[Array], Array]]:
         def pending(loop: _BySaves) -> Array:
-            before = stepper.time(loop.carry) < ts
-            return any_lane(stepper.active(loop.carry) & before)
+            return stepper.active(loop.carry) & (stepper.time(loop.carry) < ts)
 
         loop = jax.lax.while_loop(pending, advance, loop)
         loop = refreshed(loop)
@@ -156,7 +159,7 @@ def by_saves(plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
         return loop, (row, reached)
 
     loop, (rows, reached) = jax.lax.scan(to_save, loop, inputs.saves)
-    carry = _finish(stepper, loop.carry)
+    carry = _finish(stepper, loop.carry, many=False)
     return _outcome(
         stepper, carry, rows=rows, ndense=loop.ndense, saved=jnp.sum(reached, dtype=jnp.int32)
     )
@@ -171,20 +174,26 @@ def saver_zeros(saver: Saver, record: Record) -> PyTree:
 
 
 def steps_done(carry: Any) -> Int[Array, ""]:
-    return carry.naccept if hasattr(carry, "naccept") else carry.index
+    return carry.naccept if hasattr(carry, "naccept") else carry.done
 
 
-def _finish(stepper: Stepper, carry: Any) -> Any:
+def _finish(stepper: Stepper, carry: Any, *, many: bool) -> Any:
+    """Step to the end. Lanes of many go on until the last has ended, which an unbatched condition
+    says; a batched one would make XLA select over the whole carry."""
+
+    def pending(carry: Any) -> Array:
+        return any_lane(stepper.active(carry)) if many else stepper.active(carry)
+
     return jax.lax.while_loop(
-        lambda c: any_lane(stepper.active(c)), lambda c: stepper.attempt(c)[0], carry
+        pending, lambda c: stepper.attempt(c, masked=many)[0], carry
     )
 
 
-def plain(plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
+def plain(plan: Plan, inputs: Inputs, settings: Settings, *, many: bool) -> Outcome:
     """Only the final state: the smallest loop there is."""
     stepper = make_stepper(plan, inputs, settings)
     carry = vary_alike((stepper.init(), inputs, settings))[0]
-    return _outcome(stepper, _finish(stepper, carry))
+    return _outcome(stepper, _finish(stepper, carry, many=many))
 
 
 def _outcome(
@@ -197,10 +206,9 @@ def _outcome(
 ) -> Outcome:
     u, t = stepper.state(carry), stepper.time(carry)
     if isinstance(stepper, FixedStepper):
-        zero = jnp.zeros((), jnp.int32)
-        status, naccept, nreject, final = fixed_status(u), carry.index, zero, None
+        naccept, nreject, final = carry.done, jnp.zeros((), jnp.int32), None
     else:
-        status, naccept, nreject = carry.status, carry.naccept, carry.nreject
+        naccept, nreject = carry.naccept, carry.nreject
         final = (carry.dt, carry.control)
     return Outcome(
         rows=rows,
@@ -208,7 +216,7 @@ def _outcome(
         t_end=t,
         tape=tape,
         final=final,
-        status=status,
+        status=stepper.status(carry),
         naccept=naccept,
         nreject=nreject,
         ndense=jnp.asarray(ndense, jnp.int32),
@@ -227,11 +235,25 @@ class _BySteps(NamedTuple):
 
 
 class ByStepsDriver:
-    """One loop over steps; saves and tape rows are written as steps are accepted."""
+    """One loop over steps; saves and tape rows are written as steps are accepted.
 
-    def __init__(self, plan: Plan, inputs: Inputs, settings: Settings, keep: Keep) -> None:
+    Tape rows are numbered by accepted step. Of many lanes they are numbered by attempt, with the
+    same number in every lane: an unbatched index is what makes the write cheap under `vmap`.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        inputs: Inputs,
+        settings: Settings,
+        keep: Keep,
+        many: bool,
+        limit: Array | None = None,
+    ) -> None:
         self.plan, self.inputs, self.settings, self.keep = plan, inputs, settings, keep
-        self.stepper = make_stepper(plan, inputs, settings)
+        self.many = many
+        self.compact = not many or plan.every_step
+        self.stepper = make_stepper(plan, inputs, settings, limit)
         self.saver = Saver(plan, inputs, self.stepper)
 
     def start(self, carry: Any, tape_length: int | None, saving: bool) -> _BySteps:
@@ -255,11 +277,11 @@ class ByStepsDriver:
         return any_lane(self.stepper.active(loop.carry))
 
     def advance(self, loop: _BySteps) -> _BySteps:
-        carry, record = self.stepper.attempt(loop.carry)
+        carry, record = self.stepper.attempt(loop.carry, masked=True)
         tape = loop.tape
         if tape is not None:
             number = loop.iteration
-            if self.keep.compact:
+            if self.compact:
                 number = steps_done(loop.carry) - loop.first_step
             tape = tape.write(number, record)
         loop = loop._replace(carry=carry, tape=tape, iteration=loop.iteration + 1)
@@ -294,8 +316,12 @@ class ByStepsDriver:
             saved, rows = state
             due = self._due(loop._replace(saved=saved), record)
             row = self.saver.row(coefficients, record, saves[jnp.minimum(saved, count - 1)])
-            index = jnp.where(due, saved, count)
-            rows = [x.at[index].set(r, mode="drop") for x, r in zip(rows, row, strict=True)]
+            if not self.many:
+                rows = [put(x, r, saved) for x, r in zip(rows, row, strict=True)]
+            else:
+                # Lanes that have nothing to save write nowhere.
+                index = jnp.where(due, saved, count)
+                rows = [x.at[index].set(r, mode="drop") for x, r in zip(rows, row, strict=True)]
             return saved + due.astype(jnp.int32), rows
 
         def pending(state: tuple[Array, list[Array]]) -> Array:
@@ -318,34 +344,39 @@ class ByStepsDriver:
         rows = loop.rows
         if rows is not None:
             assert loop.saved is not None
-            kept = jnp.arange(rows[0].shape[0]) < loop.saved
+            kept = jnp.arange(rows[0].shape[0], dtype=jnp.int32) < loop.saved
             rows = [
                 jnp.where(kept.reshape((-1,) + (1,) * (x.ndim - 1)), x, _nan_like(x)) for x in rows
             ]
         return _outcome(self.stepper, loop.carry, rows, tape, loop.ndense, loop.saved)
 
 
-def by_steps(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep) -> Outcome:
+def by_steps(
+    plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, *, many: bool
+) -> Outcome:
     """One loop over steps, with or without a tape of them."""
-    driver = ByStepsDriver(plan, inputs, settings, keep)
+    driver = ByStepsDriver(plan, inputs, settings, keep, many)
     length = plan.fixed_steps or plan.max_steps
     loop = driver.start(driver.stepper.init(), length if keep.tape else None, saving=True)
     loop = driver.run(loop)
     tape = None
     if loop.tape is not None:
-        rows = steps_done(loop.carry) if keep.compact else loop.iteration
+        rows = steps_done(loop.carry) if driver.compact else loop.iteration
         tape = loop.tape.close(rows, driver.stepper, loop.carry)
     return driver.finish(loop, tape)
 
 
-def by_segments(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep) -> Outcome:
+def by_segments(
+    plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, *, many: bool
+) -> Outcome:
     """One loop over steps that keeps the loop's state every so many steps, not every step."""
-    driver = ByStepsDriver(plan, inputs, settings, keep)
+    driver = ByStepsDriver(plan, inputs, settings, keep, many)
     assert keep.segments is not None
     length = segment_length(plan, keep.segments)
     loop = driver.start(driver.stepper.init(), None, saving=True)
-    # What `memory` holds is computed again from the state when the segment is.
-    blank = Snapshots.new(keep.segments, loop.carry._replace(memory=None))
+    # What `memory` holds is computed again from the state when the segment is. One row more is
+    # where the last segment ended.
+    blank = Snapshots.new(keep.segments + 1, loop.carry._replace(memory=None))
     snapshots = vary_alike((blank, loop))[0]
 
     def segment(state: tuple[_BySteps, Snapshots]) -> tuple[_BySteps, Snapshots]:
@@ -357,22 +388,41 @@ def by_segments(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep) -> O
         lambda state: driver.active(state[0]), segment, (loop, snapshots)
     )
     used = -(-loop.iteration // length)
+    snapshots = snapshots.write(used, loop.carry._replace(memory=None))
     return driver.finish(loop, snapshots._replace(used=used))
 
 
-def _retape(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, carry: Any) -> Tape:
-    driver = ByStepsDriver(plan, inputs, settings, keep)
+def _retape(
+    plan: Plan,
+    inputs: Inputs,
+    settings: Settings,
+    keep: Keep,
+    start: Any,
+    end: Any,
+    *,
+    many: bool,
+) -> Tape:
+    # Compiled into another program, the same arithmetic may round otherwise and choose a slightly
+    # different step. So the segment is taken to the very time at which it ended, and may need a
+    # few attempts more or less.
+    adaptive = plan.controller is not None
+    limit = end.t if adaptive else None
+    driver = ByStepsDriver(plan, inputs, settings, keep, many, limit)
+    stepper = driver.stepper
     assert keep.segments is not None
-    length = segment_length(plan, keep.segments)
-    t, u = driver.stepper.time(carry), carry.u
-    carry = carry._replace(memory=plan.alg.init(driver.stepper.field, t, u))
+    length = segment_length(plan, keep.segments) + (_SPARE_ATTEMPTS if adaptive else 0)
+    memory = plan.alg.init(stepper.field, stepper.time(start), start.u)
+    carry = start._replace(memory=memory)
     loop = driver.run(driver.start(carry, length, saving=False), length)
     assert loop.tape is not None
-    if keep.compact:
-        used = steps_done(loop.carry) - steps_done(carry)
-    else:
-        used = loop.iteration
-    return loop.tape.close(used, driver.stepper, loop.carry)
+    used = loop.iteration
+    if driver.compact:
+        used = steps_done(loop.carry) - steps_done(start)
+    tape = loop.tape.close(used, stepper, loop.carry)
+    if not adaptive:
+        return tape
+    # Should they not suffice, the derivative must not look like one.
+    return tape._replace(dt=jnp.where(loop.carry.t >= end.t, tape.dt, jnp.nan))
 
 
 def segment_length(plan: Plan, segments: int) -> int:
@@ -383,52 +433,36 @@ def drive(
     plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, *, many: bool = False
 ) -> Outcome:
     """Solve by the driver that suits one trajectory, or many under `vmap`; a plain loop."""
-    if many:
-        keep = replace(keep, compact=keep.compact and plan.every_step)
     if keep.segments is not None:
-        return by_segments(plan, inputs, settings, keep)
+        return by_segments(plan, inputs, settings, keep, many=many)
     if keep.tape or (many and inputs.saves is not None):
-        return by_steps(plan, inputs, settings, keep)
+        return by_steps(plan, inputs, settings, keep, many=many)
     if inputs.saves is None:
-        return plain(plan, inputs, settings)
+        return plain(plan, inputs, settings, many=many)
     return by_saves(plan, inputs, settings)
 
 
 def integrate(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep) -> Outcome:
     """Solve, choosing the driver by whether a `vmap` is around."""
-    run = jax.custom_batching.custom_vmap(lambda i, s: drive(plan, i, s, keep))
-
-    @run.def_vmap
-    def _(size: int, batched: tuple[Inputs, Settings], inputs: Inputs, settings: Settings) -> Any:
-        # Lanes that share their fixed times never wait for one another.
-        times = (batched[0].t0, batched[0].t1, batched[0].saves)
-        in_step = plan.controller is None and not any(jtu.tree_leaves(times))
-        out = jax.vmap(
-            lambda i, s: drive(plan, i, s, keep, many=not in_step),
-            in_axes=tuple(jtu.tree_map(lambda flag: 0 if flag else None, batched)),
-            axis_size=size,
-        )(inputs, settings)
-        return out, jtu.tree_map(lambda _: True, out)
-
-    return run(inputs, settings)
+    return one_or_many(
+        lambda i, s: drive(plan, i, s, keep),
+        lambda i, s: drive(plan, i, s, keep, many=True),
+        inputs,
+        settings,
+        native=plan.small,
+    )
 
 
-def retape(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, carry: Any) -> Tape:
-    """Take the steps of one segment again, from its snapshot, this time keeping a tape."""
-
-    @jax.custom_batching.custom_vmap
-    def run(inputs: Inputs, settings: Settings, carry: Any) -> Tape:
-        return _retape(plan, inputs, settings, keep, carry)
-
-    @run.def_vmap
-    def _(size: int, batched: Any, *args: Any) -> Any:
-        axes = jtu.tree_map(lambda flag: 0 if flag else None, batched)
-        by_attempt = replace(keep, compact=False)
-        out = jax.vmap(
-            lambda *args: _retape(plan, args[0], args[1], by_attempt, args[2]),
-            in_axes=tuple(axes),
-            axis_size=size,
-        )(*args)
-        return out, jtu.tree_map(lambda _: True, out)
-
-    return run(inputs, settings, carry)
+def retape(
+    plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, start: Any, end: Any
+) -> Tape:
+    """Take the steps between two snapshots again, this time keeping a tape."""
+    return one_or_many(
+        lambda i, s, a, b: _retape(plan, i, s, keep, a, b, many=False),
+        lambda i, s, a, b: _retape(plan, i, s, keep, a, b, many=True),
+        inputs,
+        settings,
+        start,
+        end,
+        native=plan.small,
+    )

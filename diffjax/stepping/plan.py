@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ..algorithms.base import Algorithm, Field, State
 from .controllers import Controller
+from .lanes import is_small
 
 
 class Inputs(NamedTuple):
@@ -70,6 +71,11 @@ class Plan:
 
     def field(self, inputs: Inputs) -> Field:
         return Field(self.field_jaxpr, inputs.args)
+
+    @property
+    def small(self) -> bool:
+        """Whether one trajectory is best compiled as one native function."""
+        return is_small(self.field_jaxpr) and is_small(self.save_jaxpr)
 
     @property
     def error_exponent(self) -> int:

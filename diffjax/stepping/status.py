@@ -24,6 +24,3 @@ class ReturnCode(IntEnum):
     initial_failed = 6
     event_failed = 7
 
-
-# The status of a solve that has not ended.
-RUNNING = -1

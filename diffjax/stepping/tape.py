@@ -5,6 +5,7 @@ A tape row is one step `(t, dt, u)`; what happened inside it is recomputed when 
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, Int, PyTree
@@ -16,36 +17,40 @@ if TYPE_CHECKING:
     from .adaptive import Record
 
 
+def put(buffer: Array, row: Array, number: Array) -> Array:
+    """Write one row; the number must lie inside the buffer."""
+    return jax.lax.dynamic_update_index_in_dim(buffer, row, number, 0)
+
+
 class Tape(NamedTuple):
     """Steps in order of time.
 
-    Row k is the step that starts at `t[k]` in state `u[k]`; `t` and `u` have one row more, the
-    end of the last step. A rejected attempt is kept as a row with `dt` zero when lanes of a `vmap`
+    Row k is the step that starts at `t[k]` in state `u[k]`; one row more is the end of the last. A rejected attempt is kept as a row with `dt` zero when lanes of a `vmap`
     share their row numbers. `landed` is the stop a step was cut to end on, -1 if none; it is kept
     only for a derivative with respect to times.
     """
 
     t: Float[Array, " rows+1"]
-    dt: Float[Array, " rows"]
+    dt: Float[Array, " rows+1"]
     u: PyTree
-    landed: Int[Array, " rows"] | None
+    landed: Int[Array, " rows+1"] | None
     used: Int[Array, ""]
 
     def write(self, number: Array, record: "Record") -> "Tape":
         """Row `number`; a rejected step's row is overwritten by the next attempt's."""
         return self._replace(
-            t=self.t.at[number].set(record.t),
-            dt=self.dt.at[number].set(jnp.where(record.accepted, record.dt, 0)),
-            u=jtu.tree_map(lambda buffer, x: buffer.at[number].set(x), self.u, record.u),
-            landed=None if self.landed is None else self.landed.at[number].set(record.landed),
+            t=put(self.t, record.t, number),
+            dt=put(self.dt, jnp.where(record.accepted, record.dt, 0), number),
+            u=jtu.tree_map(lambda buffer, x: put(buffer, x, number), self.u, record.u),
+            landed=None if self.landed is None else put(self.landed, record.landed, number),
         )
 
     def close(self, used: Array, stepper: Any, carry: Any) -> "Tape":
         """Add the point at which the last step ended."""
         return self._replace(
-            t=self.t.at[used].set(stepper.time(carry)),
+            t=put(self.t, stepper.time(carry), used),
             u=jtu.tree_map(
-                lambda buffer, x: buffer.at[used].set(x), self.u, stepper.state(carry)
+                lambda buffer, x: put(buffer, x, used), self.u, stepper.state(carry)
             ),
             used=used,
         )
@@ -55,15 +60,15 @@ def new_tape(length: int, inputs: Inputs, *, landings: bool) -> Tape:
     dtype = inputs.t0.dtype
     return Tape(
         t=jnp.zeros(length + 1, dtype),
-        dt=jnp.zeros(length, dtype),
+        dt=jnp.zeros(length + 1, dtype),
         u=jtu.tree_map(lambda x: jnp.zeros((length + 1, *x.shape), x.dtype), inputs.u0),
-        landed=jnp.full(length, -1, jnp.int32) if landings else None,
+        landed=jnp.full(length + 1, -1, jnp.int32) if landings else None,
         used=jnp.zeros((), jnp.int32),
     )
 
 
 class Snapshots(NamedTuple):
-    """The loop's state at the start of each segment; the steps between are taken again."""
+    """The loop's state at both ends of each segment; the steps between are taken again."""
 
     carry: PyTree
     used: Int[Array, ""]
@@ -74,7 +79,7 @@ class Snapshots(NamedTuple):
         return Snapshots(rows, jnp.zeros((), jnp.int32))
 
     def write(self, number: Array, carry: PyTree) -> "Snapshots":
-        rows = jtu.tree_map(lambda buffer, x: buffer.at[number].set(x), self.carry, carry)
+        rows = jtu.tree_map(lambda buffer, x: put(buffer, x, number), self.carry, carry)
         return self._replace(carry=rows)
 
     def read(self, number: Array) -> PyTree:

@@ -10,12 +10,16 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 
+def _varying(x: jax.Array) -> frozenset[str]:
+    """The mesh axes in the type of `x`; jax renamed the attribute between 0.10 and its kin."""
+    aval = jax.typeof(x)
+    manual = getattr(aval, "manual_axis_type", None)
+    return manual.varying if manual is not None else getattr(aval, "vma", frozenset())
+
+
 def mesh_axes(tree: PyTree) -> frozenset[str]:
     """The mesh axes over which some leaf varies; empty outside `shard_map`."""
-    axes: frozenset[str] = frozenset()
-    for leaf in jtu.tree_leaves(tree):
-        axes |= getattr(jax.typeof(leaf), "vma", frozenset())
-    return axes
+    return frozenset().union(*map(_varying, jtu.tree_leaves(tree)))
 
 
 def vary_over(axes: frozenset[str], tree: PyTree) -> PyTree:
@@ -24,7 +28,9 @@ def vary_over(axes: frozenset[str], tree: PyTree) -> PyTree:
         return tree
 
     def mark(x: jax.Array) -> jax.Array:
-        missing = tuple(axes - jax.typeof(x).vma)
+        if isinstance(x, int | float | str):
+            return x
+        missing = tuple(axes - _varying(x))
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
     return jtu.tree_map(mark, tree)

@@ -1,0 +1,4 @@
+"""Differential equations as layers of a network. This room uses only the public interface."""
+
+from .ode import NeuralODE as NeuralODE
+from .ode import neural_ode as neural_ode

@@ -1,0 +1,17 @@
+"""Strict JAX for every test: float64, no implicit rank or dtype promotion, four host devices.
+
+The environment is set before JAX is imported, since XLA reads its flags once.
+"""
+
+import os
+
+_DEVICES = "--xla_force_host_platform_device_count=4"
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
