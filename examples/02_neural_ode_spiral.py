@@ -26,6 +26,8 @@ def true_spiral(times):
     return dj.solve(prob, dj.Tsit5(), saveat=times, rtol=1e-5).u
 
 
+DATA = true_spiral(TIMES)
+
 def new_network(key):
     mlp = eqx.nn.MLP(2, 2, width_size=50, depth=1, activation=jnp.tanh, key=key)
     # The cubes reach 8, where tanh would start out flat; small weights keep the field smooth.
@@ -35,28 +37,28 @@ def new_network(key):
 
 def loss(network):
     layer = dj.neural.NeuralODE(network, (0.0, T_DATA), dj.Tsit5(), saveat=TIMES, rtol=1e-4)
-    return jnp.sum((layer(U0) - true_spiral(TIMES)) ** 2)
+    return jnp.sum((layer(U0) - DATA) ** 2)
 
 
 def picture(times, fitted, truth, losses):
     figure, (plane, over_time, descent) = plt.subplots(
         1, 3, figsize=(11, 3.5), width_ratios=(1, 1.3, 1)
     )
-    data, beyond = true_spiral(TIMES), times >= T_DATA
+    beyond = times >= T_DATA
     thick = {"color": GREY, "linewidth": 4, "alpha": 0.6, "zorder": 0}
     dashed = {"color": RED, "linestyle": "--"}
     points = {"color": "black", "linestyle": "", "marker": "o", "markersize": 4}
     plane.plot(*truth.T, **thick, label="true spiral")
     plane.plot(*fitted[~beyond].T, color=BLUE, label="neural ODE")
     plane.plot(*fitted[beyond].T, **dashed, label="beyond the data")
-    plane.plot(*data.T, **points, label="data")
+    plane.plot(*DATA.T, **points, label="data")
     plane.set(xlabel="$u_1$", ylabel="$u_2$", aspect="equal", xlim=(-2.3, 2.3), ylim=(-2.3, 2.3))
     figure.legend(*plane.get_legend_handles_labels(), ncols=4, loc="outside upper center")
 
     over_time.plot(times, truth, **thick)
     over_time.plot(times[~beyond], fitted[~beyond], color=BLUE)
     over_time.plot(times[beyond], fitted[beyond], **dashed)
-    over_time.plot(TIMES, data, **points)
+    over_time.plot(TIMES, DATA, **points)
     over_time.axvspan(T_DATA, T_END, color=RED, alpha=0.06, linewidth=0)
     over_time.set(xlabel="t", ylabel="$u_1$, $u_2$", xlim=(0.0, T_END))
 

@@ -63,8 +63,8 @@ class PIDController(Controller):
         `dj.solve(prob, dj.Tsit5(), controller=dj.PIDController(0.7, -0.23, 0.0))`
     """
 
-    beta1: float = eqx.field(static=True, default=0.7)
-    beta2: float = eqx.field(static=True, default=-0.4)
+    beta1: float = eqx.field(static=True, default=0.85)
+    beta2: float = eqx.field(static=True, default=-0.2)
     beta3: float = eqx.field(static=True, default=0.0)
     safety: float = eqx.field(static=True, default=SAFETY)
     min_factor: float = eqx.field(static=True, default=MIN_FACTOR)
@@ -98,13 +98,15 @@ class PIDController(Controller):
         )
 
 
-def PIController(beta1: float = 0.7, beta2: float = -0.4, **bounds: float) -> PIDController:
+def PIController(beta1: float = 0.85, beta2: float = -0.2, **bounds: float) -> PIDController:
     """Proportional-integral control, the default for explicit methods.
 
     **Arguments:** `beta1`, `beta2` as in `PIDController`; `safety`, `min_factor`, `max_factor`,
     `first_max_factor` by name.
 
-    Source: Gustafsson, ACM TOMS 17 (1991); constants of DifferentialEquations.jl, 7/10 and 2/5.
+    Source: Gustafsson, ACM TOMS 17 (1991); constants of DOPRI5 (Hairer, Norsett, Wanner, Solving
+    ODEs I, section II.4: 0.2 - 0.75*0.04 and 0.04, times the order 5). Measured against SciPy
+    they take fewer evaluations at the same error than 7/10 and 2/5, which aim too low.
 
     !!! example
         `dj.solve(prob, dj.Tsit5(), controller=dj.PIController(max_factor=5.0))`
