@@ -19,9 +19,12 @@ def solve_function(
 
     def solve(u0: Any, p: Any, tol: Any) -> Any:
         problem = dj.ODEProblem(field, u0=jnp.asarray(u0), tspan=tspan, p=p)
-        return dj.solve(
+        solution = dj.solve(
             problem, dj.Tsit5(), saveat=saveat, rtol=tol, atol=tol, max_steps=max_steps
-        ).u
+        )
+        # As for the peer: a solve out of steps must show as NaN in its gradient too.
+        succeeded = solution.retcode == dj.ReturnCode.success
+        return solution.u * jnp.where(succeeded, 1.0, jnp.nan).astype(solution.u.dtype)
 
     return solve
 

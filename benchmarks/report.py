@@ -91,6 +91,7 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "system": platform.system(),
         "cores": os.cpu_count(),
+        "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,
         "packages": {package: _version(package) for package in PACKAGES},

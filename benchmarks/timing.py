@@ -16,6 +16,7 @@ TURN_SECONDS = 2e-3
 """One turn repeats a call until about this long, far above the clock's grain."""
 
 MIN_TURNS = 7
+WARM_CALLS = 5
 REPOSITORY = Path(__file__).resolve().parents[1]
 FRESH_TIMEOUT_SECONDS = 600
 
@@ -34,8 +35,9 @@ def interleaved(calls: Mapping[str, Call], seconds: float = 4.0) -> dict[str, fl
     """
     for call in calls.values():
         call()
+    # Guessed from warm calls: a cold one would make a short call's turn too short to get warm.
     repeats = {
-        name: max(1, round(TURN_SECONDS / max(_seconds(call, 1), 1e-7)))
+        name: max(1, round(TURN_SECONDS / min(_seconds(call, 1) for _ in range(WARM_CALLS))))
         for name, call in calls.items()
     }
     samples: dict[str, list[float]] = {name: [] for name in calls}

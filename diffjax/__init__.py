@@ -21,6 +21,11 @@ from .algorithms.explicit_methods import Vern6 as Vern6
 from .algorithms.explicit_methods import Vern7 as Vern7
 from .algorithms.explicit_methods import Vern8 as Vern8
 from .algorithms.explicit_methods import Vern9 as Vern9
+from .integrator import Integrator as Integrator
+from .integrator import init as init
+from .integrator import step as step
+from .interpolation import CubicHermite as CubicHermite
+from .interpolation import LinearInterpolation as LinearInterpolation
 from .problems import ODEProblem as ODEProblem
 from .problems import Problem as Problem
 from .problems import remake as remake

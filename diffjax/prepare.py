@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 from .algorithms.base import Algorithm
 from .problems.base import Problem, tree_of_arrays
 from .problems.parts import Parts, UserFunction, is_array
+from .progress import report
 from .stepping.controllers import Controller
 from .stepping.initial_step import INITIAL_STEP_NF
 from .stepping.layout import Layout
@@ -265,7 +266,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         fixed_dt=fixed_dt,
         grid=grid,
         every_step=options.save_every or options.dense,
-        progress=None,
+        progress=report if options.progress else None,
     )
     saves = None if options.save_every else times.saves
     stops = None if options.fixed else times.stops

@@ -19,7 +19,8 @@ from .algorithms.explicit_methods import Tsit5, Vern7
 from .problems.base import Problem, remake
 from .problems.parts import Parts, UserFunction, is_array
 from .prepare import Arguments, Options, prepare
-from .solution import ReturnCode, Solution, SolveError, Stats, concrete
+from .failure import raise_on_failure
+from .solution import ReturnCode, Solution, Stats
 from .stepping.controllers import Controller, PIController
 from .stepping.dense import DenseOutput
 from .stepping.layout import Layout
@@ -93,6 +94,68 @@ def solve(
         sol = dj.solve(prob, dj.Tsit5(), saveat=0.1, rtol=1e-6, atol=1e-9)
         ```
     """
+    arguments, options = judge(
+        prob,
+        alg,
+        u0=u0,
+        tspan=tspan,
+        p=p,
+        saveat=saveat,
+        save_idxs=save_idxs,
+        save_fn=save_fn,
+        dense=dense,
+        rtol=rtol,
+        atol=atol,
+        dt=dt,
+        steps=steps,
+        adaptive=adaptive,
+        controller=controller,
+        dtmin=dtmin,
+        dtmax=dtmax,
+        max_steps=max_steps,
+        tstops=tstops,
+        adjoint=adjoint,
+        resume=resume,
+        progress=progress,
+        throw=throw,
+    )
+    leaves, structure = jtu.tree_flatten(arguments)
+    dynamic = tuple(x if is_array(x) else None for x in leaves)
+    static = tuple(None if is_array(x) else x for x in leaves)
+    result = _solve(dynamic, static, structure, options)
+    sol = _solution(result, arguments.problem, options)
+    if throw is not False:
+        raise_on_failure(sol, arguments, options)
+    return sol
+
+
+def judge(
+    prob: Problem,
+    alg: Algorithm | None = None,
+    *,
+    u0: PyTree = None,
+    tspan: Any = None,
+    p: PyTree = None,
+    saveat: Any = None,
+    save_idxs: Any = None,
+    save_fn: Callable[[Any, Any, Any], PyTree] | None = None,
+    dense: bool = False,
+    rtol: PyTree = 1e-3,
+    atol: PyTree = 1e-6,
+    dt: float | Array | None = None,
+    steps: int | None = None,
+    adaptive: bool = True,
+    controller: Controller | None = None,
+    dtmin: float | Array | None = None,
+    dtmax: float | Array | None = None,
+    max_steps: int = 4096,
+    tstops: Any = (),
+    adjoint: Adjoint | None = None,
+    resume: PyTree = None,
+    progress: bool = False,
+    throw: bool | None = None,
+) -> tuple[Arguments, Options]:
+    """Judge the arguments of `solve` and part them into arrays and static options."""
     checks.check_problem(prob)
     overrides = {k: v for k, v in (("u0", u0), ("tspan", tspan), ("p", p)) if v is not None}
     prob = remake(prob, **overrides) if overrides else prob
@@ -107,6 +170,7 @@ def solve(
         prob = _resumed(prob, resume)
     every_step = isinstance(saveat, str)
     checks.check_saving(saveat, save_idxs, save_fn, prob)
+    checks.check_tstops(tstops, prob, fixed)
     checks.check_initial_state(prob)
 
     arguments = Arguments(
@@ -134,14 +198,7 @@ def solve(
         progress=progress,
         throw=bool(throw),
     )
-    leaves, structure = jtu.tree_flatten(arguments)
-    dynamic = tuple(x if is_array(x) else None for x in leaves)
-    static = tuple(None if is_array(x) else x for x in leaves)
-    result = _solve(dynamic, static, structure, options)
-    sol = _solution(result, arguments.problem, options)
-    if throw is not False:
-        _raise_on_failure(sol, alg, max_steps)
-    return sol
+    return arguments, options
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
@@ -215,28 +272,3 @@ def _resumed(prob: Problem, resume: PyTree) -> Problem:
     tspan = prob.arguments()["tspan"]
     end = (lambda p: (resume["t"], tspan(p)[1])) if callable(tspan) else (resume["t"], tspan[1])
     return remake(prob, u0=resume["u"], tspan=end)
-
-
-_CURES = {
-    ReturnCode.max_steps: "raise max_steps, or loosen the tolerances",
-    ReturnCode.dt_underflow: "check for a singularity there, or loosen the tolerances",
-    ReturnCode.unstable: "check f for values that are not finite, or use a smaller dt",
-}
-
-
-def _raise_on_failure(sol: Solution, alg: Algorithm, max_steps: int) -> None:
-    codes = concrete(sol._retcode)
-    if codes is None or np.all(codes <= ReturnCode.terminated):
-        return
-    failed = codes > ReturnCode.terminated
-    code = ReturnCode(int(codes[failed].flat[0] if codes.ndim else codes))
-    reached = concrete(sol.t_end)
-    assert reached is not None
-    time = float(np.broadcast_to(reached, codes.shape)[failed].flat[0] if codes.ndim else reached)
-    lanes = f" in {int(failed.sum())} of {codes.size} lanes" if codes.ndim else ""
-    cure = _CURES.get(code, "see sol.retcode")
-    raise SolveError(
-        f"the solve ended with ReturnCode.{code.name}{lanes} at t = {time:.6g}; {cure}. "
-        "What was reached is in the error's `solution`; throw=False returns it instead.",
-        sol,
-    )

@@ -169,29 +169,33 @@ class ExplicitRungeKutta(Algorithm):
         return error * error / jnp.sqrt(error * error + 0.01 * low * low + _SMALL)
 
     def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:
-        """The coefficients of a polynomial in theta, lowest power first, on a leading axis."""
+        """The coefficients of a polynomial in theta, on a leading axis.
+
+        Row 0 is the start of the step, row m + 1 belongs to `theta * T_m(2*theta - 1)`.
+        """
         tableau, extension = self.tableau, self.tableau.dense
         ks = list(stages)
         if extension.c_extra:
             rows = tableau.a + extension.a_extra
             ks = self._stages(field, t, dt, u, ks, rows, tableau.c + extension.c_extra)
-        degree = len(extension.weights[0])
-        powers = [_combine(tuple(w[m] for w in extension.weights), ks) for m in range(degree)]
+        columns = [_combine(column, ks) for column in zip(*extension.weights, strict=True)]
 
         def stack(x: Array, *terms: Array) -> Array:
             return jnp.stack([x, *(_scaled(k, dt) for k in terms)])
 
-        # Every power has a non-zero weight somewhere, so none of them is None.
-        return jtu.tree_map(stack, u, *powers)
+        # Every column has a non-zero weight somewhere, so none of them is None.
+        return jtu.tree_map(stack, u, *columns)
 
     def interpolate(self, coefficients: PyTree, theta: Array) -> State:
-        powers = [jnp.ones_like(theta)]
-        for _ in self.tableau.dense.weights[0]:
-            powers.append(powers[-1] * theta)
-        basis = jnp.stack(powers)
+        # T_m(x) = 2x T_{m-1}(x) - T_{m-2}(x), here times theta: the sum is exact at theta = 0.
+        x = 2.0 * theta - 1.0
+        basis = [jnp.ones_like(theta), theta, theta * x]
+        for _ in self.tableau.dense.weights[0][2:]:
+            basis.append(2.0 * x * basis[-1] - basis[-2])
+        vector = jnp.stack(basis[: len(self.tableau.dense.weights[0]) + 1])
 
         def polynomial(c: Array) -> Array:
-            column = basis.astype(jnp.finfo(c.dtype).dtype).reshape((-1,) + (1,) * (c.ndim - 1))
+            column = vector.astype(jnp.finfo(c.dtype).dtype).reshape((-1,) + (1,) * (c.ndim - 1))
             return jnp.sum(column.astype(c.dtype) * c, axis=0)
 
         return jtu.tree_map(polynomial, coefficients)

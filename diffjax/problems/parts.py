@@ -39,8 +39,11 @@ class Parts(eqx.Module):
     rest: tuple[Hashable, ...] = eqx.field(static=True)
     structure: Any = eqx.field(static=True)
 
-    def __init__(self, tree: PyTree, dynamic: Callable[[Any], Any] = is_parameter) -> None:
-        mask = jtu.tree_map(dynamic, tree, is_leaf=_is_module)
+    def __init__(self, tree: PyTree, dynamic: Callable[[Any], bool] | None = None) -> None:
+        if dynamic is None:
+            mask = jtu.tree_map(is_parameter, tree, is_leaf=_is_module)
+        else:
+            mask = jtu.tree_map(dynamic, tree)
         self.arrays, static = eqx.partition(tree, mask)
         leaves, self.structure = jtu.tree_flatten(static)
         self.rest = tuple(leaves)

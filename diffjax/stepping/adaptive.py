@@ -1,6 +1,6 @@
 """Adaptive steps: one attempted step of a solve whose step size follows the error."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -168,6 +168,7 @@ class AdaptiveStepper:
             nreject=c.nreject + (tried - step),
             next_stop=None if c.next_stop is None else c.next_stop + step * on_stop.astype(jnp.int32),
         )
+        report_progress(self, c, state)
         index = jnp.zeros((), jnp.int32) if c.next_stop is None else c.next_stop
         landed = jnp.where(on_stop, index, -1)
         return state, Record(c.t, dt, c.u, result.stages, accepted, landed)
@@ -187,6 +188,16 @@ class AdaptiveStepper:
             proposed = jnp.minimum(proposed, self.settings.dtmax)
         hopeless = ~jnp.isfinite(error) & (proposed < self._smallest(c.t))
         return jnp.where(hopeless, jnp.nan, proposed), control
+
+
+def report_progress(stepper: Any, old: Any, new: Any) -> None:
+    """Tell the progress bar, if there is one, what a step has done."""
+    plan, inputs = stepper.plan, stepper.inputs
+    if plan.progress is None:
+        return
+    span = inputs.t1 - inputs.t0
+    before, after = ((stepper.time(c) - inputs.t0) / span for c in (old, new))
+    plan.progress(before, after, jnp.asarray(stepper.active(new)))
 
 
 def _advance_time(

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..algorithms.base import State
-from .adaptive import Record
+from .adaptive import Record, report_progress
 from .plan import Inputs, Plan
 from .status import ReturnCode
 
@@ -71,6 +71,7 @@ class FixedStepper:
         dt = fixed_time(self.plan, self.inputs, c.done + 1) - t
         result = self.alg.step(self.field, t, dt, c.u, c.memory, None)
         state = FixedState(c.done + 1, result.u, result.memory)
+        report_progress(self, c, state)
         return state, Record(t, dt, c.u, result.stages, True, jnp.full((), -1, jnp.int32))
 
     def status(self, c: FixedState) -> Int[Array, ""]:

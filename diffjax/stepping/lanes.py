@@ -77,10 +77,15 @@ def _apply(*args: Array, single: Any, many: Any, native: bool) -> list[Array]:
 
 def _lower_cpu(ctx: Any, *args: Any, single: Any, many: Any, native: bool) -> Any:
     """Lower to one call that XLA compiles as one function, where it can."""
-    if not (native and is_native(single.jaxpr)):
+    if not (native and _at_top(ctx) and is_native(single.jaxpr)):
         return _lower(ctx, *args, single=single, many=many, native=native)
-    # The emitter stops at an argument that nothing uses, so all of them are given back as well.
-    call = jax.jit(lambda *xs: (jex.jaxpr_as_fun(single)(*xs), xs))
+
+    # The emitter stops at an argument that nothing uses, or that is a constant which was moved
+    # into the call: so all arguments pass a barrier, and are given back as well.
+    @jax.jit
+    def call(*xs: Array) -> tuple[list[Array], tuple[Array, ...]]:
+        return jex.jaxpr_as_fun(single)(*jax.lax.optimization_barrier(xs)), xs
+
     flat = mlir.lower_fun(lambda *xs: jtu.tree_leaves(call(*xs)), multiple_results=True)
     out = flat(ctx, *args)
     # The attribute that XLA's CPU backend itself gives to calls of small loops.
@@ -88,6 +93,12 @@ def _lower_cpu(ctx: Any, *args: Any, single: Any, many: Any, native: bool) -> An
     strings = {name: mlir.ir.StringAttr.get(value) for name, value in marks.items()}
     out[0].owner.attributes["mhlo.frontend_attributes"] = mlir.ir.DictAttr.get(strings)
     return out[: len(single.out_avals)]
+
+
+def _at_top(ctx: Any) -> bool:
+    """Whether the call stands outside all control flow, where XLA may compile loops its own way."""
+    names = str(ctx.name_stack)
+    return not any(name in names for name in ("while", "scan", "cond", "branch", "shard_map"))
 
 
 def _batch(args: Any, dims: Any, *, single: Any, many: Any, native: bool) -> Any:

@@ -55,7 +55,8 @@ class Plan:
     - `fixed_dt`: the size of fixed steps whose last one is cut short to end at t1; None for
         `fixed_steps` equal ones.
     - `every_step`: give back all accepted steps (`saveat="steps"`, `dense=True`).
-    - `progress`: a host callback that is told the fraction done, or None.
+    - `progress`: called in the loop with the fraction done before and after a step and whether
+        the solve goes on, or None.
     """
 
     alg: Algorithm

@@ -4,9 +4,18 @@ A tableau is data: adding a method means writing one down, exporting it and addi
 test table. Every continuous extension is kept in one form, weights `b_i(theta)` that are
 polynomials without constant term, so that one engine evaluates, differentiates and transposes
 all of them: it is linear in the stages.
+
+The polynomials are `theta` times a sum of Chebyshev polynomials. Authors publish coefficients of
+powers of theta, and these reach 1e6 for methods of high order, where the sums they cancel to are
+of order one: rounded to doubles they lose up to nine digits. Chebyshev coefficients of a polynomial
+are no larger than twice its values on the step, so they lose none. The factor `theta` makes the
+start of the step come out exactly.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from math import comb
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +26,8 @@ class DenseTableau:
 
     - `order`: order q of the extension; its values are accurate to O(dt^(q+1)) locally.
     - `weights`: one tuple a stage (the method's own stages, then the extra ones);
-        `weights[i][m]` is the coefficient of `theta**(m + 1)` in `b_i`.
+        `b_i(theta) = theta * sum_m weights[i][m] * T_m(2*theta - 1)`, with T_m the Chebyshev
+        polynomials. `from_monomials` finds them from coefficients of powers.
     - `a_extra`, `c_extra`: stages that only the extension needs, computed only where output asks
         for them. Row j of `a_extra` has `stages + j` entries.
     """
@@ -63,6 +73,25 @@ class ButcherTableau:
         return len(self.b)
 
 
+def from_monomials(*rows: str | Sequence[Fraction]) -> tuple[tuple[float, ...], ...]:
+    """The `weights` of an extension from coefficients of theta, theta^2, ... for every stage.
+
+    A row is a string of numbers and fractions, as they are published, or a sequence of fractions:
+    the conversion is exact, and rounds once at the end.
+    """
+    converted = []
+    for row in rows:
+        monomials = [Fraction(w) for w in (row.split() if isinstance(row, str) else row)]
+        weights = [Fraction(0)] * len(monomials)
+        # With theta = cos(phi)^2, T_k(2 theta - 1) = cos(2 k phi), and the powers of a cosine are
+        # theta^m = 4^-m [binom(2m, m) + 2 sum_{k>0} binom(2m, m-k) cos(2 k phi)].
+        for m, w in enumerate(monomials):
+            for k in range(m + 1):
+                weights[k] += w * Fraction((2 if k else 1) * comb(2 * m, m - k), 4**m)
+        converted.append(tuple(float(w) for w in weights))
+    return tuple(converted)
+
+
 def hermite(b: tuple[float, ...], *, fsal: bool, order: int = 3) -> DenseTableau:
     """The cubic Hermite extension of a method with weights `b` (HNW I, equation II.6.7).
 
@@ -71,12 +100,12 @@ def hermite(b: tuple[float, ...], *, fsal: bool, order: int = 3) -> DenseTableau
     """
     # u(theta) = u0 + dt*[(theta - 2theta^2 + theta^3) f0 + (theta^3 - theta^2) f1
     #                     + (3theta^2 - 2theta^3) sum_i b_i k_i]
-    weights = [[0.0, 3 * w, -2 * w] for w in b] + ([] if fsal else [[0.0, 0.0, 0.0]])
-    for stage, polynomial in ((0, (1.0, -2.0, 1.0)), (-1, (0.0, -1.0, 1.0))):
+    weights = [[Fraction(0), 3 * w, -2 * w] for w in map(Fraction, (*b, *(() if fsal else (0,))))]
+    for stage, polynomial in ((0, (1, -2, 1)), (-1, (0, -1, 1))):
         weights[stage] = [w + q for w, q in zip(weights[stage], polynomial, strict=True)]
     return DenseTableau(
         order=order,
-        weights=tuple(tuple(w) for w in weights),
+        weights=from_monomials(*weights),
         a_extra=() if fsal else (tuple(b),),
         c_extra=() if fsal else (1.0,),
     )
