@@ -59,20 +59,21 @@ def plot_solution(
     phase = isinstance(vars, tuple)
     if phase and len(vars) not in (2, 3):
         raise ValueError(f"vars as a tuple must name two or three components, got {vars!r}.")
-    chosen = _chosen(curves.components, vars)
-    names = list(chosen) if labels is None else list(labels)
+    chosen = _chosen(list(curves.components), vars)
+    values = [curves.components[name] for name in chosen]
+    names = chosen if labels is None else list(labels)
     if len(names) != len(chosen):
         raise ValueError(f"labels must name {len(chosen)} curves, got {len(names)}.")
     axes: Any = ax
     if axes is None:
         axes = _new_axes("3d" if phase and len(chosen) == 3 else None)
     if phase:
-        axes.plot(*chosen.values(), **options)
+        axes.plot(*values, **options)
         for axis, name in zip("xyz", names, strict=False):
             getattr(axes, f"set_{axis}label")(name)
         return axes
-    for name, values in zip(names, chosen.values(), strict=True):
-        axes.plot(curves.t, values, **{"label": name, **options})
+    for name, x in zip(names, values, strict=True):
+        axes.plot(curves.t, x, **{"label": name, **options})
     axes.set_xlabel("t")
     if labels is not None or 1 < len(names) <= _LEGEND_MOST:
         axes.legend()
@@ -138,20 +139,17 @@ def _name(path: tuple[Any, ...]) -> str:
     return name[1:] if name.startswith(".") else f"u{name}"
 
 
-def _chosen(
-    components: dict[str, Float[np.ndarray, " T"]], vars: Any
-) -> dict[str, Float[np.ndarray, " T"]]:
+def _chosen(names: list[str], vars: Any) -> list[str]:
+    """The names that `vars` stands for."""
     if vars is None:
-        return components
-    names = list(components)
+        return names
 
     def name(var: int | str) -> str:
-        if var in components:
+        if var in names:
             return str(var)
         if isinstance(var, int) and -len(names) <= var < len(names):
             return names[var]
         shown = ", ".join(names[:_LEGEND_MOST]) + (", ..." if len(names) > _LEGEND_MOST else "")
         raise ValueError(f"vars: there is no component {var!r}; there are {shown}.")
 
-    listed = [vars] if isinstance(vars, int | str) else vars
-    return {name(var): components[name(var)] for var in listed}
+    return [name(var) for var in ([vars] if isinstance(vars, int | str) else vars)]

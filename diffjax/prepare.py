@@ -147,6 +147,7 @@ class Ready(NamedTuple):
     layout: Layout
     times: Times
     saved_structure: Any
+    traced_saves: bool
 
     def present(self, outcome: Outcome, options: Options) -> dict[str, Any]:
         """The outcome in the user's terms, arrays only."""
@@ -157,7 +158,8 @@ class Ready(NamedTuple):
             t, u, n = self._every_step(outcome)
         elif outcome.rows is not None:
             assert outcome.saved is not None and self.inputs.saves is not None
-            t, u, n = self.inputs.saves * turn, self._rows(outcome.rows), outcome.saved
+            t, n = self.inputs.saves * turn, outcome.saved
+            u = self._rows(self._with_start(outcome.rows) if self.traced_saves else outcome.rows)
         else:
             t, n = t_end[None], ended.astype(jnp.int32)
             row = self.plan.observe(self.inputs.save_args, outcome.u_end, outcome.t_end)
@@ -181,6 +183,26 @@ class Ready(NamedTuple):
                 "direction": jnp.asarray(turn, self.inputs.t0.dtype),
             }
         return result
+
+    def _with_start(self, rows: list[Array]) -> list[Array]:
+        """Saves at t0 itself, as values of the tangent there: the same numbers, but with the
+        derivative f with respect to the save time."""
+        inputs, field = self.inputs, self.plan.field(self.inputs)
+        slope = field.f(inputs.t0, inputs.u0)
+
+        def at(ts: Array) -> list[Array]:
+            u = jtu.tree_map(
+                lambda x, d: x + d * (ts - inputs.t0).astype(x.dtype), inputs.u0, slope
+            )
+            return self.plan.observe(inputs.save_args, u, ts)
+
+        assert inputs.saves is not None
+        first = inputs.saves <= inputs.t0
+        start = jax.vmap(at)(jnp.where(first, inputs.saves, inputs.t0))
+        return [
+            jnp.where(first.reshape((-1,) + (1,) * (x.ndim - 1)), s, x)
+            for s, x in zip(start, rows, strict=True)
+        ]
 
     def _rows(self, rows: list[Array]) -> PyTree:
         if self.saved_structure is not None:
@@ -213,6 +235,8 @@ class Ready(NamedTuple):
         start = dict(alg.init_counts)
         if self.plan.controller is not None and self.settings.dt is None:
             start["nf"] = start.get("nf", 0) + INITIAL_STEP_NF
+        if outcome.rows is not None and self.traced_saves:
+            start["nf"] = start.get("nf", 0) + 1
         names = ("nf", "njac", "nfactor", "nsolve", "nnewton_fail", "nevents")
         counted = {
             name: zero
@@ -273,7 +297,8 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     inputs = Inputs(layout.ravel(state), args, save_args, times.t0, times.t1, saves, stops)
     settings = _settings(arguments, options, layout, state)
     inputs, settings = vary_over(axes, (inputs, settings))
-    return Ready(plan, inputs, settings, layout, times, saved_structure)
+    traced_saves = times.span is None or not isinstance(arguments.saveat, float | None)
+    return Ready(plan, inputs, settings, layout, times, saved_structure, traced_saves)
 
 
 def _saving(arguments: Arguments, options: Options) -> Callable[[Any, Any, Any], Any] | None:

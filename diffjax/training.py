@@ -168,11 +168,14 @@ def _make_step(
         # For a complex parameter JAX gives the conjugate of the direction of steepest ascent.
         gradient = jtu.tree_map(jnp.conj, gradient)
         finite = [jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves((value, gradient))]
-        # A line search (lbfgs) needs the loss itself.
-        updates, state = optimizer.update(
-            gradient, state, trained, value=value, grad=gradient, value_fn=of_trained
-        )
-        return optax.apply_updates(trained, updates), state, value, jnp.all(jnp.stack(finite))
+        # Optax counts steps in integers, which strict promotion forbids to mix with weights.
+        with jax.numpy_dtype_promotion("standard"):
+            # A line search (lbfgs) needs the loss itself.
+            updates, state = optimizer.update(
+                gradient, state, trained, value=value, grad=gradient, value_fn=of_trained
+            )
+            after = optax.apply_updates(trained, updates)
+        return after, state, value, jnp.all(jnp.stack(finite))
 
     return step
 

@@ -28,6 +28,7 @@ def true_spiral(times):
 
 DATA = true_spiral(TIMES)
 
+
 def new_network(key):
     mlp = eqx.nn.MLP(2, 2, width_size=50, depth=1, activation=jnp.tanh, key=key)
     # The cubes reach 8, where tanh would start out flat; small weights keep the field smooth.

@@ -60,8 +60,8 @@ def picture(classifier, points, labels, losses):
     for label, color in ((0, BLUE), (1, RED)):
         plane.scatter(*points[labels == label].T, s=9, color=color, edgecolor="white", lw=0.3)
     plane.set(title="test points and decision boundary", aspect="equal")
-    descent.semilogy(losses, color=BLUE)
-    descent.set(xlabel="epoch", ylabel="cross entropy")
+    descent.plot(losses, color=BLUE)
+    descent.set(xlabel="epoch", ylabel="cross entropy", ylim=(0.0, None))
     return figure
 
 

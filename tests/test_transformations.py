@@ -319,7 +319,7 @@ def test_shared_parameters_are_not_copied_a_lane(name: str, adaptive: bool) -> N
 
     No array of the program has the shape of a weight with the lanes in front.
     """
-    lanes, width = 5, 13
+    lanes, width = 5, 23
     net = network(width)
     steps = {} if adaptive else {"steps": 10}
 

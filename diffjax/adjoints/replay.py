@@ -97,7 +97,7 @@ class Steps:
             end = fixed_time(self.plan, inputs, row.index + 1)
             return t, end - t, end
         assert start.t is not None and row.landed is not None
-        t1 = jnp.reshape(inputs.t1, (1,))
+        t1 = jnp.reshape(jnp.asarray(inputs.t1), (1,))
         stops = t1 if inputs.stops is None else jnp.concatenate([inputs.stops, t1])
         stop = stops[jnp.maximum(row.landed, 0)]
         landed = row.landed >= 0

@@ -21,7 +21,7 @@ _SMALL = 1e-30
 
 def _scaled(x: Array, factor: Array) -> Array:
     """`factor * x` for a real factor, in the dtype of `x`."""
-    return x * factor.astype(jnp.finfo(x.dtype).dtype)
+    return x * factor.astype(x.dtype)
 
 
 def _combine(weights: tuple[float, ...], stages: list[State]) -> State | None:
@@ -187,12 +187,14 @@ class ExplicitRungeKutta(Algorithm):
         return jtu.tree_map(stack, u, *columns)
 
     def interpolate(self, coefficients: PyTree, theta: Array) -> State:
-        # T_m(x) = 2x T_{m-1}(x) - T_{m-2}(x), here times theta: the sum is exact at theta = 0.
+        """The value at `t + theta*dt`, exact at theta = 0. It is linear in the coefficients."""
+        terms = len(self.tableau.dense.weights[0])
         x = 2.0 * theta - 1.0
-        basis = [jnp.ones_like(theta), theta, theta * x]
-        for _ in self.tableau.dense.weights[0][2:]:
+        basis = [jnp.ones_like(theta), theta, theta * x][: terms + 1]
+        while len(basis) <= terms:
+            # T_m(x) = 2x T_{m-1}(x) - T_{m-2}(x), here times theta.
             basis.append(2.0 * x * basis[-1] - basis[-2])
-        vector = jnp.stack(basis[: len(self.tableau.dense.weights[0]) + 1])
+        vector = jnp.stack(basis)
 
         def polynomial(c: Array) -> Array:
             column = vector.astype(jnp.finfo(c.dtype).dtype).reshape((-1,) + (1,) * (c.ndim - 1))

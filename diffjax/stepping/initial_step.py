@@ -35,7 +35,7 @@ def initial_step(
         _FIRST_GUESS * size / jnp.maximum(slope, _TINY_SIZE),
     )
     guess = jnp.minimum(guess, largest)
-    u1 = jtu.tree_map(lambda x, d: x + d * guess.astype(jnp.finfo(x.dtype).dtype), u, f0)
+    u1 = jtu.tree_map(lambda x, d: x + d * guess.astype(x.dtype), u, f0)
     change = jtu.tree_map(jnp.subtract, field.f(t + guess, u1), f0)
     curvature = norm(change, u, u) / guess
     steepest = jnp.maximum(slope, curvature)

@@ -80,14 +80,15 @@ def _lower_cpu(ctx: Any, *args: Any, single: Any, many: Any, native: bool) -> An
     if not (native and _at_top(ctx) and is_native(single.jaxpr)):
         return _lower(ctx, *args, single=single, many=many, native=native)
 
-    # The emitter stops at an argument that nothing uses, or that is a constant which was moved
-    # into the call: so all arguments pass a barrier, and are given back as well.
-    @jax.jit
-    def call(*xs: Array) -> tuple[list[Array], tuple[Array, ...]]:
-        return jex.jaxpr_as_fun(single)(*jax.lax.optimization_barrier(xs)), xs
+    # The emitter stops at an argument that nothing in the function uses. So all are given back as
+    # well, and pass a barrier outside: or XLA would copy a constant into the function and leave
+    # its argument unused.
+    call = jax.jit(lambda *xs: (jex.jaxpr_as_fun(single)(*xs), xs))
 
-    flat = mlir.lower_fun(lambda *xs: jtu.tree_leaves(call(*xs)), multiple_results=True)
-    out = flat(ctx, *args)
+    def guarded(*xs: Array) -> list[Array]:
+        return jtu.tree_leaves(call(*jax.lax.optimization_barrier(xs)))
+
+    out = mlir.lower_fun(guarded, multiple_results=True)(ctx, *args)
     # The attribute that XLA's CPU backend itself gives to calls of small loops.
     marks = {"xla_cpu_small_call": "true", "inlineable": "false"}
     strings = {name: mlir.ir.StringAttr.get(value) for name, value in marks.items()}

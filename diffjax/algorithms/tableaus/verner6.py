@@ -65,7 +65,7 @@ _A_EXTRA = (
     ),
 )
 _C_EXTRA = (0.5, 0.828, 0.28)
-# Published as monomials with rational coefficients (e.g. the first stage's coefficient of theta^2 is
+# Published as monomials with rational coefficients (that of theta^2 for the first stage is
 # -940811006205413129 / 120948724610397495), converted in exact arithmetic. Nodes 6, 7 and 8
 # (0.9725, 0.9995, 1) almost coincide: monomials reach 1e5 and cancel, these numbers reach 3e2.
 _WEIGHTS = (

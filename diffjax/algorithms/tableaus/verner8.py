@@ -124,9 +124,8 @@ _A_EXTRA = (
     ),
 )
 _C_EXTRA = (1.0, 0.311017763495386386392742, 0.1725, 0.7846, 0.37, 0.5, 0.7, 0.9)
-# Published as monomials with decimals of 40 digits, converted in exact arithmetic. Nodes 9 to 12 lie
-# between 0.90 and 0.95: monomials reach 1e6 and cancel, so that they cost nine digits if they are
-# rounded to doubles; these numbers reach 1e2.
+# Published as monomials with decimals of 40 digits, converted in exact arithmetic. Nodes 9 to 12
+# lie between 0.90 and 0.95: monomials reach 1e6 and cancel, these numbers reach 1e2.
 _WEIGHTS = (
     (
         0.235853020799535780823958, -0.316276804120348624302288, 0.200596008981382353235227,

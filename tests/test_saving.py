@@ -1,0 +1,370 @@
+"""What is saved and when, where a solve stops, and that saving never changes the steps."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffjax as dj
+from tests.methods import EVERY_ADAPTIVE_METHOD, Method
+from tests.problems import LOTKA_VOLTERRA, OSCILLATOR, oscillator
+
+TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+PROB = OSCILLATOR.ode()
+
+
+def exact(t: Any) -> np.ndarray:
+    assert OSCILLATOR.exact is not None
+    return OSCILLATOR.exact(np.asarray(t))
+
+
+def close(got: Any, wanted: Any, atol: float = 1e-7) -> None:
+    np.testing.assert_allclose(np.asarray(got), np.asarray(wanted), rtol=0, atol=atol)
+
+
+# Forms of saveat ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("saveat", "times"),
+    [
+        (None, [10.0]),
+        (2.5, [0.0, 2.5, 5.0, 7.5, 10.0]),
+        (4.0, [0.0, 4.0, 8.0, 10.0]),
+        (3, [0.0, 3.0, 6.0, 9.0, 10.0]),
+        (20.0, [0.0, 10.0]),
+        (np.array([0.0, 0.1, 0.1, 9.0]), [0.0, 0.1, 0.1, 9.0]),
+        (lambda t0, t1: jnp.linspace(t0, t1, 3), [0.0, 5.0, 10.0]),
+    ],
+    ids=["end", "spacing", "uneven", "integer", "wide", "array", "function"],
+)
+@pytest.mark.parametrize("options", [TIGHT, {"steps": 400}], ids=["adaptive", "fixed"])
+def test_saveat(saveat: Any, times: list[float], options: dict[str, Any]) -> None:
+    """Each form gives its times, and the solution there."""
+    sol = dj.solve(PROB, dj.DP8(), saveat=saveat, **options)
+    close(sol.t, times, 1e-14)
+    close(sol.u, exact(times))
+    assert int(sol.n) == len(times)
+
+
+def test_a_tenth_divides_ten() -> None:
+    """Spacings that are not binary fractions still end on the end, once, at even times."""
+    sol = dj.solve(PROB, saveat=0.1)
+    assert sol.t.shape == (101,)
+    close(sol.t, np.arange(101) / 10, 1e-14)
+    assert float(sol.t[-1]) == 10.0
+
+
+def test_every_step() -> None:
+    """`saveat="steps"` gives all accepted steps, both ends included, NaN beyond `n`."""
+    sol = dj.solve(PROB, dj.Tsit5(), saveat="steps", max_steps=300, **TIGHT)
+    n = int(sol.n)
+    assert n == int(sol.stats.naccept) + 1
+    assert float(sol.t[0]) == 0.0
+    assert float(sol.t[n - 1]) == 10.0
+    assert np.all(np.diff(np.asarray(sol.t[:n])) > 0)
+    close(sol.u[:n], exact(sol.t[:n]))
+    assert np.all(np.isnan(np.asarray(sol.t[n:])))
+    assert np.all(np.isnan(np.asarray(sol.u[n:])))
+
+
+@EVERY_ADAPTIVE_METHOD
+def test_saving_never_changes_the_steps(method: Method) -> None:
+    """Steps are chosen by the error alone; the final state is the same to the last bit."""
+    prob, alg = LOTKA_VOLTERRA.ode(tspan=(0.0, 2.0)), method.make()
+    plain = dj.solve(prob, alg, rtol=1e-5, atol=1e-5)
+    saved = dj.solve(prob, alg, rtol=1e-5, atol=1e-5, saveat=0.05, dense=True)
+    assert int(plain.stats.naccept) == int(saved.stats.naccept)
+    assert int(plain.stats.nreject) == int(saved.stats.nreject)
+    close(plain.u_end, saved.u_end, 1e-15)
+
+
+def test_save_idxs_and_save_fn() -> None:
+    full = dj.solve(PROB, saveat=1.0, **TIGHT)
+    for index in (1, [1, 0], slice(0, 1), np.array([1])):
+        sol = dj.solve(PROB, saveat=1.0, save_idxs=index, **TIGHT)
+        close(sol.u, full.u[:, index if isinstance(index, slice) else np.asarray(index)], 1e-15)
+    prob = LOTKA_VOLTERRA.ode()
+
+    def save(u: Any, p: Any, t: Any) -> dict[str, Any]:
+        return {"sum": jnp.sum(u), "scaled": u * p[0], "time": t, "count": jnp.asarray(3)}
+
+    full = dj.solve(prob, saveat=1.0)
+    for saveat in (1.0, None, "steps"):
+        sol = dj.solve(prob, saveat=saveat, save_fn=save)
+        assert set(sol.u) == {"sum", "scaled", "time", "count"}
+        if saveat == 1.0:
+            close(sol.u["sum"], jnp.sum(full.u, axis=1), 1e-14)
+            close(sol.u["scaled"], full.u * prob.p[0], 1e-14)
+            close(sol.u["time"], full.t, 1e-15)
+
+
+# Dense output -------------------------------------------------------------------------------------
+
+
+def test_dense_output() -> None:
+    """`sol(t)` takes any shape, in or outside the solve's jit, and knows where it ends."""
+    sol = dj.solve(PROB, dj.Vern7(), dense=True, saveat=0.5, **TIGHT)
+    close(sol(sol.t), sol.u, 1e-13)
+    assert sol(1.5).shape == (2,)
+    times = jnp.asarray([[0.0, 0.3], [9.9, 10.0]])
+    assert sol(times).shape == (2, 2, 2)
+    close(sol(times), exact(np.asarray(times).ravel()).reshape(2, 2, 2))
+    close(sol(times[0], deriv=1), exact(np.asarray(times[0]) + np.pi / 2), 1e-5)
+    close(sol(times[0], deriv=2), -exact(np.asarray(times[0])), 1e-3)
+    assert np.all(np.isnan(np.asarray(sol(jnp.asarray([-0.1, 10.1])))))
+    inside = jax.jit(lambda u0: dj.solve(PROB, dj.Vern7(), u0=u0, dense=True, **TIGHT)(times))
+    close(inside(PROB.u0), sol(times), 1e-13)
+    outside = jax.jit(lambda u0: dj.solve(PROB, dj.Vern7(), u0=u0, dense=True, **TIGHT))
+    close(outside(PROB.u0)(times), sol(times), 1e-13)
+
+
+def test_dense_output_of_a_dict_backwards() -> None:
+    prob = dj.ODEProblem(
+        lambda u, p, t: {"q": u["p"], "p": -u["q"]},
+        {"q": jnp.asarray(1.0), "p": jnp.zeros(())},
+        (0.0, -3.0),
+    )
+    sol = dj.solve(prob, dj.Tsit5(), dense=True, **TIGHT)
+    t = jnp.asarray([-0.0, -1.0, -3.0])
+    close(sol(t)["q"], jnp.cos(t), 1e-6)
+    close(sol(t, deriv=1)["q"], -jnp.sin(t), 1e-5)
+
+
+# Steps --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("saveat", [None, 0.5], ids=["end", "saves"])
+def test_stops_are_stepped_on(saveat: Any) -> None:
+    stops = [0.3, 1.0, 7.7]
+    sol = dj.solve(PROB, saveat="steps", tstops=stops, **TIGHT)
+    times = np.asarray(sol.t)
+    for stop in stops:
+        assert stop in times
+    also = dj.solve(PROB, saveat=saveat, tstops=stops, **TIGHT)
+    assert int(also.stats.naccept) == int(sol.stats.naccept)
+    fixed = dj.solve(PROB, dj.RK4(), dt=0.5, tstops=[0.3, 1.0], saveat="steps", tspan=(0.0, 2.0))
+    close(fixed.t, [0.0, 0.3, 0.8, 1.0, 1.5, 2.0], 1e-15)
+
+
+def test_a_stop_cures_a_kink() -> None:
+    """A jump of the field that a step lands on costs no accuracy."""
+
+    def f(u: jax.Array, p: Any, t: jax.Array) -> jax.Array:
+        return jnp.where(t < 1.0, u, -u)
+
+    prob = dj.ODEProblem(f, jnp.ones(1), (0.0, 2.0))
+    sol = dj.solve(prob, dj.Tsit5(), rtol=1e-8, atol=1e-8, tstops=(1.0,))
+    close(sol.u_end, [1.0], 1e-6)
+
+
+def test_bounds_on_the_step() -> None:
+    sol = dj.solve(PROB, saveat="steps", dtmax=0.25)
+    widths = np.diff(np.asarray(sol.t[: int(sol.n)]))
+    assert widths.max() <= 0.25 * (1 + 1e-2)
+    first = dj.solve(PROB, saveat="steps", dt=1e-3)
+    assert float(first.t[1]) == 1e-3
+    stuck = dj.solve(PROB, dt=1.0, dtmin=0.9, rtol=1e-9, atol=1e-9, throw=False)
+    assert stuck.retcode is dj.ReturnCode.dt_underflow
+
+
+def test_fixed_steps() -> None:
+    """`dt` that does not divide the span ends on it with a shorter step; `steps` divides it."""
+    prob = OSCILLATOR.ode(tspan=(0.0, 1.0))
+    sol = dj.solve(prob, dj.RK4(), dt=0.3, saveat="steps")
+    close(sol.t, [0.0, 0.3, 0.6, 0.9, 1.0], 1e-15)
+    sol = dj.solve(prob, dj.Tsit5(), dt=0.25, adaptive=False, saveat="steps")
+    close(sol.t, [0.0, 0.25, 0.5, 0.75, 1.0], 1e-15)
+    sol = dj.solve(prob, dj.Tsit5(), steps=3, saveat="steps")
+    close(sol.t, np.linspace(0, 1, 4), 1e-15)
+
+
+# Failure ------------------------------------------------------------------------------------------
+
+
+def blow_up(u: jax.Array, p: Any, t: jax.Array) -> jax.Array:
+    return u**2
+
+
+BLOW_UP = dj.ODEProblem(blow_up, jnp.ones(1), (0.0, 2.0))  # 1/(1 - t)
+
+
+def test_out_of_steps_keeps_what_was_reached() -> None:
+    sol = dj.solve(PROB, saveat=0.1, max_steps=40, throw=False, **TIGHT)
+    assert sol.retcode is dj.ReturnCode.max_steps
+    n = int(sol.n)
+    assert 0 < n < 101
+    close(sol.t, np.arange(101) / 10, 1e-14)
+    close(sol.u[:n], exact(sol.t[:n]))
+    assert np.all(np.isnan(np.asarray(sol.u[n:])))
+    assert 0 < float(sol.t_end) < 10
+    close(sol.u_end, exact(float(sol.t_end)))
+    assert int(sol.stats.naccept) + int(sol.stats.nreject) == 40
+    # Nothing saved but the end: it was not reached.
+    sol = dj.solve(PROB, max_steps=40, throw=False, **TIGHT)
+    assert np.all(np.isnan(np.asarray(sol.u)))
+
+
+def test_a_singularity_ends_the_solve() -> None:
+    """Nothing loops for ever, and what came before the pole stays."""
+    sol = dj.solve(BLOW_UP, dj.Tsit5(), saveat=0.25, throw=False)
+    code = sol.retcode
+    assert code in (dj.ReturnCode.dt_underflow, dj.ReturnCode.unstable, dj.ReturnCode.max_steps)
+    assert float(sol.t_end) == pytest.approx(1.0, abs=1e-2)
+    close(sol.u[:4, 0], [1.0, 4 / 3, 2.0, 4.0], 1e-2)
+    assert np.all(np.isnan(np.asarray(sol.u[5:])))
+
+
+def test_a_field_that_is_not_finite() -> None:
+    """A NaN rejects the step and ends the solve as `unstable`, whatever the steps."""
+    prob = dj.ODEProblem(
+        lambda u, p, t: jnp.where(t > 0.5, jnp.nan, -u), jnp.ones(2), (0.0, 1.0)
+    )
+    sol = dj.solve(prob, dj.Tsit5(), saveat=0.25, throw=False)
+    assert sol.retcode is dj.ReturnCode.unstable
+    assert float(sol.t_end) <= 0.5
+    close(sol.u[:2, 0], np.exp([0.0, -0.25]), 1e-3)
+    fixed = dj.solve(prob, dj.RK4(), dt=0.1, throw=False)
+    assert fixed.retcode is dj.ReturnCode.unstable
+    # A NaN that a smaller step avoids is no failure.
+    wall = dj.ODEProblem(
+        lambda u, p, t: -jnp.sqrt(jnp.where(u < 0, jnp.nan, u)), jnp.ones(1), (0.0, 1.99)
+    )
+    sol = dj.solve(wall, dj.Tsit5(), dt=5.0, rtol=1e-6, atol=1e-6)
+    close(sol.u_end, [(1 - 1.99 / 2) ** 2], 1e-5)
+
+
+def test_solve_error() -> None:
+    """The error says the code, the time, a cure, and keeps the solution."""
+    with pytest.raises(dj.SolveError, match=r"max_steps.*t = [0-9.]+.*raise max_steps") as caught:
+        dj.solve(PROB, saveat=0.1, max_steps=40, **TIGHT)
+    kept = caught.value.solution
+    assert kept is not None
+    assert kept.retcode is dj.ReturnCode.max_steps
+    assert int(kept.n) > 0
+    with pytest.raises(dj.SolveError):
+        jax.grad(lambda u0: jnp.sum(dj.solve(PROB, u0=u0, max_steps=5, **TIGHT).u))(PROB.u0)
+
+
+def test_under_jit_nothing_is_raised_unless_asked() -> None:
+    def run(u0: jax.Array, throw: bool | None) -> jax.Array:
+        return dj.solve(PROB, u0=u0, max_steps=5, throw=throw, **TIGHT).u
+
+    quiet = jax.jit(lambda u0: run(u0, None))
+    assert np.all(np.isnan(np.asarray(quiet(PROB.u0))))
+    assert "callback" not in quiet.lower(PROB.u0).as_text()
+    with pytest.raises(Exception, match="did not reach its end"):
+        jax.block_until_ready(jax.jit(lambda u0: run(u0, True))(PROB.u0))
+
+
+def test_a_stiff_problem_out_of_steps_names_the_cure() -> None:
+    """An explicit method that fails for stiffness says so, not just 'raise max_steps'."""
+    prob = dj.ODEProblem(lambda u, p, t: -1e5 * (u - jnp.cos(t)), jnp.zeros(1), (0.0, 10.0))
+    with pytest.raises(dj.SolveError, match="stiff"):
+        dj.solve(prob, dj.Tsit5(), max_steps=500)
+
+
+# States and spans ---------------------------------------------------------------------------------
+
+
+def test_backward_time() -> None:
+    prob = OSCILLATOR.ode(u0=jnp.asarray(exact(10.0)), tspan=(10.0, 0.0))
+    for saveat, times in ((2.5, [10, 7.5, 5, 2.5, 0]), (np.array([9.0, 1.0]), [9, 1])):
+        sol = dj.solve(prob, dj.Vern7(), saveat=saveat, **TIGHT)
+        close(sol.t, times, 1e-14)
+        close(sol.u, exact(times))
+    steps = dj.solve(prob, dj.Vern7(), saveat="steps", tstops=[5.0], dt=0.1, **TIGHT)
+    n = int(steps.n)
+    assert np.all(np.diff(np.asarray(steps.t[:n])) < 0)
+    assert float(steps.t[1]) == 9.9
+    assert 5.0 in np.asarray(steps.t)
+    assert float(steps.t_end) == 0.0
+    fixed = dj.solve(prob, dj.RK4(), dt=0.01, saveat=5.0)
+    close(fixed.u, exact([10.0, 5.0, 0.0]))
+
+
+def test_a_span_of_no_length() -> None:
+    """t1 = t0 gives the initial state, adaptive or fixed, traced or not."""
+    for tspan in ((1.0, 1.0), (jnp.asarray(1.0), jnp.asarray(1.0))):
+        sol = dj.solve(PROB, tspan=tspan, saveat=jnp.asarray([1.0, 1.0]))
+        close(sol.u, [[1.0, 0.0]] * 2, 0.0)
+        assert sol.retcode is dj.ReturnCode.success
+        assert int(sol.stats.naccept) == 0
+        close(dj.solve(PROB, tspan=tspan).u, [[1.0, 0.0]], 0.0)
+        close(dj.solve(PROB, dj.RK4(), tspan=tspan, steps=3).u, [[1.0, 0.0]], 0.0)
+
+
+def test_pytree_states_of_mixed_dtypes() -> None:
+    """Any containers, shapes and dtypes; each leaf keeps its own."""
+    u0 = {
+        "a": jnp.ones((2, 3)),
+        "b": (jnp.asarray(2.0, jnp.float32), jnp.asarray([1.0 + 1.0j])),
+        "c": [jnp.ones(())],
+    }
+    prob = dj.ODEProblem(lambda u, p, t: jax.tree.map(lambda x: -x, u), u0, (0.0, 1.0))
+    for options in ({"saveat": 0.5}, {"saveat": "steps", "max_steps": 64}, {"steps": 30}, {}):
+        sol = dj.solve(prob, dj.Tsit5(), rtol=1e-6, atol=1e-6, **options)
+        assert jax.tree.structure(sol.u) == jax.tree.structure(u0)
+        for got, first in zip(jax.tree.leaves(sol.u_end), jax.tree.leaves(u0), strict=True):
+            assert (got.dtype, got.shape) == (first.dtype, first.shape)
+            close(got, first * np.asarray(np.exp(-1.0), first.dtype), 2e-6)
+    dense = dj.solve(prob, dj.Tsit5(), rtol=1e-6, atol=1e-6, dense=True)
+    close(dense(0.5)["a"], np.full((2, 3), np.exp(-0.5)), 1e-5)
+
+
+def test_tolerances_as_pytrees() -> None:
+    """A leaf with a loose tolerance does not steer the steps."""
+
+    def f(u: dict, p: Any, t: Any) -> dict:
+        return {"slow": -u["slow"], "fast": 30.0 * jnp.cos(30.0 * t) * jnp.ones(2)}
+
+    prob = dj.ODEProblem(f, {"slow": jnp.ones(2), "fast": jnp.zeros(2)}, (0.0, 1.0))
+
+    def steps(rtol: Any, atol: Any) -> int:
+        return int(dj.solve(prob, dj.Tsit5(), rtol=rtol, atol=atol).stats.naccept)
+
+    strict = steps(1e-7, 1e-7)
+    loose = steps({"slow": 1e-7, "fast": 1.0}, {"slow": 1e-7, "fast": jnp.asarray([1e3, 1e3])})
+    assert loose < strict / 2
+    assert steps({"slow": 1e-7, "fast": 1e-7}, 1e-7) == strict
+
+
+def test_initial_state_and_span_as_functions() -> None:
+    prob = dj.ODEProblem(
+        oscillator,
+        lambda p, t0: p["amplitude"] * jnp.stack([jnp.cos(t0), -jnp.sin(t0)]),
+        lambda p: (p["start"], 4.0),
+        {"amplitude": jnp.asarray(2.0), "start": jnp.asarray(1.0)},
+    )
+    sol = dj.solve(prob, dj.Vern7(), saveat=jnp.asarray([1.0, 3.0]), **TIGHT)
+    close(sol.u, 2 * exact([1.0, 3.0]))
+    close(sol.t_end, 4.0, 0.0)
+
+
+def test_overrides_are_remake() -> None:
+    """`solve(prob, u0=, tspan=, p=)` equals solving the remade problem."""
+    changes = {"u0": jnp.asarray([2.0, 1.0]), "tspan": (1.0, 2.0), "p": jnp.ones(4)}
+    prob = LOTKA_VOLTERRA.ode()
+    close(dj.solve(prob, **changes).u, dj.solve(dj.remake(prob, **changes)).u, 0.0)
+
+
+@pytest.mark.parametrize("name", ["Tsit5", "Vern7"])
+def test_resuming_equals_one_go(name: str) -> None:
+    """Stopped at a step and gone on, controller state included, the steps are the same."""
+    alg = getattr(dj, name)()
+    prob = LOTKA_VOLTERRA.ode()
+    options = {"rtol": 1e-6, "atol": 1e-6}
+    whole = dj.solve(prob, alg, saveat="steps", tstops=[4.0], **options)
+    first = dj.solve(prob, alg, tspan=(0.0, 4.0), **options)
+    second = dj.solve(prob, alg, resume=first.final, saveat="steps", **options)
+    n, m = int(whole.n), int(second.n)
+    assert float(second.t[0]) == 4.0
+    close(second.t[:m], whole.t[n - m : n], 1e-12)
+    close(second.u_end, whole.u_end, 1e-11)
+    assert int(first.stats.naccept) + int(second.stats.naccept) == int(whole.stats.naccept)
+    assert int(second.stats.nf) <= int(whole.stats.nf) - int(first.stats.nf) + 2
+    fixed = dj.solve(prob, dj.RK4(), tspan=(0.0, 5.0), steps=50)
+    rest = dj.solve(prob, dj.RK4(), resume=fixed.final, steps=50)
+    close(rest.u_end, dj.solve(prob, dj.RK4(), steps=100).u_end, 1e-12)
