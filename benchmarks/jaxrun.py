@@ -1,4 +1,4 @@
-"""From a pure `solve(u0, p, tol) -> u` to something timed: shared by us and by all JAX peers."""
+"""From a pure `solve(u0, p, tol)` to something timed: shared by us and by all JAX peers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from benchmarks.case import Maker
 from benchmarks.timing import Call
 
-Solve = Callable[[Any, Any, Any], jax.Array]
-"""`solve(u0, p, tol) -> u`, all traced."""
+Solve = Callable[[Any, Any, Any], tuple[jax.Array, jax.Array]]
+"""`solve(u0, p, tol) -> (u, succeeded)`, all traced."""
 
 Function = Callable[[Any, Any], Any]
 """`function(inputs, tol)`: what is compiled; everything it computes with is in `inputs`."""
@@ -35,7 +35,15 @@ def jit_maker(function: Function, inputs: Any) -> Maker:
 
 def forward(solve: Solve) -> Function:
     """The states of one solve, for inputs `(p, u0)`."""
-    return lambda inputs, tol: solve(inputs[1], inputs[0], tol)
+    return lambda inputs, tol: solve(inputs[1], inputs[0], tol)[0]
+
+
+def checked(loss: jax.Array, succeeded: jax.Array) -> jax.Array:
+    """The loss, with a gradient of NaN when a solve failed.
+
+    Out of steps, its gradient is finite and wrong, and the sweep of tolerances must not take it.
+    """
+    return loss * jnp.where(jnp.all(succeeded), 1.0, jnp.nan).astype(loss.dtype)
 
 
 def gradient(solve: Solve, loss: Callable[[Any], Any], forward_mode: bool = False) -> Function:
@@ -44,7 +52,12 @@ def gradient(solve: Solve, loss: Callable[[Any], Any], forward_mode: bool = Fals
 
     def function(inputs: Any, tol: Any) -> Any:
         p, u0 = inputs
-        return differentiate(lambda p: loss(solve(u0, p, tol)))(p)
+
+        def of(p: Any) -> jax.Array:
+            u, succeeded = solve(u0, p, tol)
+            return checked(loss(u), succeeded)
+
+        return differentiate(of)(p)
 
     return function
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks import ours
 from benchmarks.case import Case, Maker, Peer
-from benchmarks.jaxrun import Solve, jit_maker
+from benchmarks.jaxrun import Solve, checked, jit_maker
 from benchmarks.peers import diffrax_peer, torch_peer
 from benchmarks.problems import neural_ode as node
 from benchmarks.problems.errors import first_step, relative_error
@@ -33,11 +33,18 @@ def _adjoints() -> dict[str, dict[str, Any]]:
 
 
 def _gradient_maker(solve: Solve, joint: bool) -> Maker:
-    batched = solve if joint else jax.vmap(solve, in_axes=(0, None, None), out_axes=1)
+    batched = solve
+    if not joint:
+        batched = jax.vmap(solve, in_axes=(0, None, None), out_axes=(1, 0))
 
     def function(inputs: Any, tol: Any) -> Any:
         p, u0, target = inputs
-        return jax.grad(lambda p: node.loss(batched(u0, p, tol), target))(p)
+
+        def of(p: Any) -> jax.Array:
+            u, succeeded = batched(u0, p, tol)
+            return checked(node.loss(u, target), succeeded)
+
+        return jax.grad(of)(p)
 
     return jit_maker(function, (node.parameters(), node.initial_states(), node.targets()))
 

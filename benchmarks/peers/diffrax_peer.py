@@ -96,9 +96,7 @@ def solve_function(
             throw=settings.throw,
             **_adjoint(settings),
         )
-        # Run out of steps, it would give a finite, wrong gradient; NaN tells the sweep so.
-        succeeded = solution.result == diffrax.RESULTS.successful
-        return solution.ys * jnp.where(succeeded, 1.0, jnp.nan).astype(start.dtype)
+        return solution.ys, solution.result == diffrax.RESULTS.successful
 
     return solve
 

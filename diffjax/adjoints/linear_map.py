@@ -80,7 +80,10 @@ def _jvp(primals: Any, tangents: Any, **params: Any) -> Any:
         ad.instantiate_zeros(t) if jnp.issubdtype(x.dtype, jnp.inexact) else _float0(x)
         for x, t in zip(primals, tangents, strict=True)
     ]
-    out, out_dot = jax.jvp(lambda *xs: _batched_apply(*xs, **params), primals, tangents)
+    out = linear_p.bind(*primals, **params)
+    _, out_dot = jax.jvp(
+        lambda *xs: _batched_apply(*xs, **params), tuple(primals), tuple(tangents)
+    )
     return out, out_dot
 
 

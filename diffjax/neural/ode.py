@@ -70,7 +70,7 @@ class NeuralODE(eqx.Module):
     model: Callable[..., Any]
     tspan: Any
     alg: Algorithm | None
-    time_dependent: bool
+    time_dependent: bool = eqx.field(static=True)
     solve_options: dict[str, Any]
 
     def __init__(

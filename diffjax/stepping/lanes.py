@@ -21,7 +21,7 @@ from jaxtyping import Array, PyTree
 _NATIVE_PRIMITIVES = frozenset(
     """abs add add_any and argmax argmin atan2 broadcast_in_dim cbrt ceil clamp complex concatenate
     conj convert_element_type copy copy_p cos cosh custom_jvp_call custom_vjp_call
-    custom_vjp_call_jaxpr diffjax_linear diffjax_one_or_many div dynamic_slice
+    custom_vjp_call_jaxpr diffjax_forward_only diffjax_linear diffjax_one_or_many div dynamic_slice
     dynamic_update_slice eq exp exp2 expand_dims expm1 floor ge gt imag integer_pow iota is_finite
     jit le log log1p logistic lt max min mul ne neg not or pad pjit pow real reduce_and reduce_max
     reduce_min reduce_or reduce_sum rem reshape rev round rsqrt scan select_n sign sin sinh slice
@@ -103,16 +103,15 @@ def _at_top(ctx: Any) -> bool:
 
 
 def _batch(args: Any, dims: Any, *, single: Any, many: Any, native: bool) -> Any:
-    axes = tuple(dims)
-    out = jax.vmap(many, in_axes=axes)(*args)
-    return out, [0] * len(out)
+    out = jax.vmap(many, in_axes=tuple(dims))(*args)
+    return [forward_only_p.bind(x) if _is_inexact(x) else x for x in out], [0] * len(out)
 
 
 def _jvp(primals: Any, tangents: Any, *, single: Any, many: Any, native: bool) -> Any:
     moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
 
-    def with_tangents(fn: Callable[..., Any]) -> Callable[..., Any]:
-        def both(primals: list[Array], dots: list[Array]) -> tuple[list[Array], list[Array]]:
+    def tangents_of(fn: Callable[..., Any]) -> Callable[..., list[Array]]:
+        def run(primals: list[Array], dots: list[Array]) -> list[Array]:
             def of_moving(*xs: Array) -> list[Array]:
                 full = list(primals)
                 for i, x in zip(moving, xs, strict=True):
@@ -120,15 +119,17 @@ def _jvp(primals: Any, tangents: Any, *, single: Any, many: Any, native: bool) -
                 return list(fn(*full))
 
             out, out_dot = jax.jvp(of_moving, [primals[i] for i in moving], dots)
-            smooth = [d for o, d in zip(out, out_dot, strict=True) if _is_inexact(o)]
-            return out, smooth
+            return [d for o, d in zip(out, out_dot, strict=True) if _is_inexact(o)]
 
-        return both
+        return run
 
     single_fn = jex.jaxpr_as_fun(single)
-    out, smooth = one_or_many(
-        with_tangents(single_fn),
-        with_tangents(many),
+    out = lane_p.bind(*primals, single=single, many=many, native=native)
+    # Apart from the value, so that a reverse pass that needs the value alone gets as far as
+    # transposing the rest, which says by name what is not possible.
+    smooth = one_or_many(
+        tangents_of(single_fn),
+        tangents_of(many),
         list(primals),
         [tangents[i] for i in moving],
         native=native,
@@ -143,10 +144,11 @@ def _is_inexact(x: Array) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
-def _transpose(*_: Any, **__: Any) -> Any:
+def _refuse(*_: Any, **__: Any) -> Any:
     raise ValueError(
-        "a second reverse pass through diffjax.solve is not supported; take second derivatives "
-        "forward over reverse: jax.jacfwd(jax.grad(f)) or jax.hessian(f)."
+        "a second reverse pass through diffjax.solve, or a reverse pass over a forward one, is not "
+        "supported; take second derivatives forward over reverse: jax.jacfwd(jax.grad(f)), "
+        "jax.hessian(f), or jax.jvp(jax.grad(f), ...) for a Hessian-vector product."
     )
 
 
@@ -155,8 +157,16 @@ lane_p.multiple_results = True
 lane_p.def_impl(_apply)
 lane_p.def_abstract_eval(lambda *args, single, many, native: list(single.out_avals))
 ad.primitive_jvps[lane_p] = _jvp
-ad.primitive_transposes[lane_p] = _transpose
+ad.primitive_transposes[lane_p] = _refuse
 batching.primitive_batchers[lane_p] = _batch
 _lower = mlir.lower_fun(_apply, multiple_results=True)
 mlir.register_lowering(lane_p, _lower)
 mlir.register_lowering(lane_p, _lower_cpu, platform="cpu")
+
+# The identity, put behind loops that no reverse pass can cross so that it is refused by name.
+forward_only_p = jex.Primitive("diffjax_forward_only")
+forward_only_p.def_impl(lambda x: x)
+forward_only_p.def_abstract_eval(lambda x: x)
+ad.deflinear2(forward_only_p, _refuse)
+batching.defvectorized(forward_only_p)
+mlir.register_lowering(forward_only_p, lambda ctx, x: [x])

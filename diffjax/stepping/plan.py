@@ -95,8 +95,8 @@ def scaled_norm(rtol: PyTree, atol: PyTree, v: State, u0: State, u1: State) -> F
     """Root mean square of v / (atol + rtol*max(|u0|, |u1|)) (HNW I, equation II.4.11)."""
 
     def squares(v: Array, u0: Array, u1: Array, rtol: Array, atol: Array) -> Array:
-        ratio = v / (atol + rtol * jnp.maximum(jnp.abs(u0), jnp.abs(u1)))
-        return jnp.sum(jnp.real(ratio * jnp.conj(ratio)))
+        ratio = jnp.abs(v) / (atol + rtol * jnp.maximum(jnp.abs(u0), jnp.abs(u1)))
+        return jnp.sum(ratio * ratio)
 
     leaves = jtu.tree_leaves(v)
     several = [jtu.tree_leaves(x) for x in (u0, u1, rtol, atol)]

@@ -1,0 +1,174 @@
+"""Single precision: the same solves, and time that keeps its precision.
+
+A solver that adds up `t += dt` in float32 loses phase with every step, and may never land on its end
+(DifferentialEquations.jl failed exactly at t = 16, where the spacing of floats doubles).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffjax as dj
+from tests.methods import BY_NAME, METHODS, Method
+from tests.problems import (
+    ARENSTORF,
+    FITZHUGH_NAGUMO,
+    GRAD_LV_BLOG,
+    LINEAR,
+    LOTKA_VOLTERRA,
+    NONLINCHEM,
+    SPIRAL,
+    VANDERPOL,
+    Case,
+    oscillator,
+)
+
+F32 = jnp.float32
+
+
+def end(case: Case) -> np.ndarray:
+    if case.end is not None:
+        return case.end
+    assert case.exact is not None
+    return case.exact(np.array([case.tspan[1]]))[0]
+
+
+# Arenstorf's orbit amplifies an error 1e5-fold: no float32 code can follow it for a period.
+@pytest.mark.parametrize(
+    "case",
+    [LINEAR, NONLINCHEM, LOTKA_VOLTERRA, FITZHUGH_NAGUMO, VANDERPOL, SPIRAL],
+    ids=lambda c: c.name,
+)
+@pytest.mark.parametrize("name", ["Tsit5", "DP8"])
+def test_same_solves(case: Case, name: str) -> None:
+    """Within 1e-4 of the reference at tolerances that float32 can meet, in float32 throughout."""
+    sol = dj.solve(case.ode(F32), BY_NAME[name].make(), rtol=3e-6, atol=3e-6)
+    assert sol.u.dtype == sol.t.dtype == F32
+    assert sol.u_end.dtype == F32
+    assert float(sol.t_end) == np.float32(case.tspan[1])
+    np.testing.assert_allclose(np.asarray(sol.u_end), end(case), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m.order > 2], ids=lambda m: m.name)
+def test_every_method_in_fixed_steps(method: Method) -> None:
+    """Guards against a coefficient or a constant that promotes the state to float64."""
+    # One number per order: enough for 1e-5, few enough that rounding stays below it.
+    steps = 60 if method.order < 5 else 12
+    sol = dj.solve(LINEAR.ode(F32), method.make(), steps=steps, saveat=0.25)
+    assert sol.u.dtype == F32
+    assert LINEAR.exact is not None
+    np.testing.assert_allclose(np.asarray(sol.u), LINEAR.exact(np.asarray(sol.t)), rtol=1e-5)
+
+
+def test_arenstorf_is_flagged_or_finite() -> None:
+    """Near the singularity in float32 a solve ends, one way or the other."""
+    sol = dj.solve(ARENSTORF.ode(F32), dj.Tsit5(), rtol=1e-5, atol=1e-5, throw=False)
+    assert sol.retcode in (dj.ReturnCode.success, dj.ReturnCode.dt_underflow)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"dt": 0.1, "adaptive": False}, {"steps": 1000}, {"saveat": 0.1}, {"dtmax": 0.01}]
+)
+def test_ends_at_exactly_sixteen(options: dict[str, Any]) -> None:
+    prob = dj.ODEProblem(lambda u, p, t: jnp.cos(t), jnp.zeros((), F32), (0.0, 16.0))
+    sol = dj.solve(prob, dj.Tsit5(), rtol=1e-5, atol=1e-5, **options)
+    assert sol.retcode is dj.ReturnCode.success
+    assert float(sol.t_end) == 16.0
+    assert float(sol.t[-1]) == 16.0
+    np.testing.assert_allclose(float(sol.u_end), np.sin(16.0), atol=2e-4)
+
+
+PERIODS, STEPS = 10_000, 100_000
+SPAN = (0.0, 2 * np.pi * PERIODS)
+
+
+def forced(u: jax.Array, p: Any, t: jax.Array) -> jax.Array:
+    """The oscillator beside the time it would measure: q' = p, p' = -q, and s' = t - reached."""
+    return jnp.concatenate([oscillator(u[:2], p, t), jnp.stack([jnp.sin(t), jnp.cos(t)])])
+
+
+def test_time_of_fixed_steps_over_ten_thousand_periods() -> None:
+    """Times are by step index: after 1e5 steps each is within rounding of the exact one.
+
+    The spacing of float32 at the end is 2 pi 1e4 2^-24 = 3.7e-3, a phase error that the last time
+    itself has; the error of the *clock* that the field has seen is measured as the sum of sines,
+    which a drift of phase by 1e-3 would show a hundredfold.
+    """
+    prob = dj.ODEProblem(lambda u, p, t: jnp.ones_like(u), jnp.zeros((), F32), SPAN)
+    sol = dj.solve(prob, dj.Euler(), steps=STEPS, saveat="steps")
+    times = np.asarray(sol.t, float)
+    exact = np.arange(STEPS + 1) * (SPAN[1] / STEPS)
+    spacing = np.spacing(exact.astype(np.float32)).astype(float)
+    assert np.all(np.abs(times - exact) <= 1.01 * spacing)
+    # No drift: the mean error is far below the rounding of one time.
+    assert abs(np.mean(times - exact)) < 1e-3
+    assert float(sol.t_end) == np.float32(SPAN[1])
+
+
+@pytest.mark.parametrize("options", [{"steps": STEPS}, {"dt": SPAN[1] / STEPS}], ids=["steps", "dt"])
+def test_phase_over_ten_thousand_periods(options: dict[str, Any]) -> None:
+    """The phase error from time itself: float32 against float64 on the same 1e5 steps.
+
+    Ten steps a period; Vern7 would err by 1e-6 a period, so the reference is the same fixed steps
+    in float64, and the widths of the steps are what differs. They are differences of times on the
+    grid, so that they add up to the span exactly and the phase cannot drift.
+    """
+    prob = dj.ODEProblem(oscillator, jnp.asarray([1.0, 0.0], F32), SPAN)
+    sol = dj.solve(prob, dj.Vern9(), adaptive=False, **options)
+    wide = dj.solve(
+        dj.remake(prob, u0=jnp.asarray([1.0, 0.0])), dj.Vern9(), adaptive=False, **options
+    )
+    phase = np.arctan2(*(-np.asarray(sol.u_end, float))[::-1] * [1, -1])
+    exact = np.arctan2(*(-np.asarray(wide.u_end))[::-1] * [1, -1])
+    assert abs(np.angle(np.exp(1j * (phase - exact)))) < 5e-3
+
+
+def test_time_of_adaptive_steps() -> None:
+    """Compensated time: ten thousand adaptive steps, each far below the spacing of t, add up."""
+    prob = dj.ODEProblem(lambda u, p, t: jnp.cos(t), jnp.zeros((), F32), (1000.0, 1010.0))
+    sol = dj.solve(
+        prob, dj.Tsit5(), dtmax=1e-3, saveat="steps", max_steps=20_000, rtol=1e-4, atol=1e-4
+    )
+    n = int(sol.n)
+    assert 10_000 <= n <= 10_110
+    # Uniform steps of dtmax: the k-th time is known. Uncompensated they drift by percents.
+    times = np.asarray(sol.t[: n - 1], float)
+    fitted = np.polyfit(np.arange(200, n - 1), times[200:], 1)
+    assert fitted[0] == pytest.approx(1e-3, rel=1e-3)
+    np.testing.assert_allclose(float(sol.u_end), np.sin(1010.0) - np.sin(1000.0), atol=1e-3)
+
+
+def test_tolerances_of_the_original_snippets() -> None:
+    """rtol 1e-7, atol 1e-9 in float32: a warning, a clamp, and a good result without a crawl."""
+    prob = LOTKA_VOLTERRA.ode(F32)
+    with pytest.warns(UserWarning, match=r"rtol=1e-07 .*rounding"):
+        sol = dj.solve(prob, dj.Tsit5(), rtol=1e-7, atol=1e-9, saveat=0.1)
+    assert sol.retcode is dj.ReturnCode.success
+    np.testing.assert_allclose(np.asarray(sol.u_end), end(LOTKA_VOLTERRA), rtol=1e-4)
+    assert int(sol.stats.naccept) + int(sol.stats.nreject) < 400
+
+
+def test_gradient_in_single_precision() -> None:
+    """The published gradient, to what float32 can hold over a sum of 101 terms."""
+    case = GRAD_LV_BLOG
+
+    def loss(p: jax.Array) -> jax.Array:
+        sol = dj.solve(
+            case.case.ode(F32, p=p), dj.Tsit5(), saveat=0.1, rtol=1e-5, atol=1e-5, max_steps=512
+        )
+        return case.loss(sol.u)
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(case.case.p, F32))
+    assert gradient.dtype == F32
+    np.testing.assert_allclose(float(value), case.value, rtol=1e-3)
+    np.testing.assert_allclose(np.asarray(gradient), case.grads["p"], rtol=1e-2)
+
+
+def test_half_precision_parameters_are_refused_or_kept_out() -> None:
+    """A field that leaves float32 says so rather than changing the state's dtype."""
+    prob = dj.ODEProblem(lambda u, p, t: u.astype(jnp.float64), jnp.ones(2, F32), (0.0, 1.0))
+    with pytest.raises(TypeError, match="f must return the dtype of u0"):
+        dj.solve(prob)
