@@ -15,7 +15,7 @@ def solve_function(
     saveat: Any,
     max_steps: int = 4096,
 ) -> Solve:
-    """`solve(u0, p, tol)` with Tsit5, as in `jaxrun`; `max_steps` bounds the tape when it is differentiated."""
+    """A `Solve` with Tsit5; `max_steps` bounds the tape when it is differentiated."""
 
     def solve(u0: Any, p: Any, tol: Any) -> Any:
         problem = dj.ODEProblem(field, u0=jnp.asarray(u0), tspan=tspan, p=p)

@@ -52,7 +52,8 @@ def _looks_stiff(sol: Solution, arguments: Arguments, options: Options) -> bool:
     if any(x is None for x in known) or np.ndim(known[0]) > 0 or final["dt"] is None:
         return False
     estimate = _stiffness(arguments, options, final)
-    return estimate is not None and float(estimate) > STIFF
+    value = None if estimate is None else concrete(estimate)
+    return value is not None and bool(value > STIFF)
 
 
 @eqx.filter_jit

@@ -98,7 +98,7 @@ def _times(arguments: Arguments, tspan: Any, dtype: Any) -> Times:
         t0=turned(t0),
         t1=turned(t1),
         saves=None if saves is None else turned(saves),
-        stops=None if stops is None else turned(stops.astype(dtype)),
+        stops=None if stops is None else turned(jnp.asarray(stops, dtype)),
     )
 
 
@@ -120,7 +120,9 @@ def _fixed_plan(
     if not options.fixed:
         return None, None, None
     if options.steps is not None and arguments.tstops is None:
-        return options.steps, None, None
+        # Of a static span the size of a step is known to more digits than the time has.
+        span = times.span
+        return options.steps, None if span is None else abs(span[1] - span[0]) / options.steps, None
     if times.span is None:
         raise ValueError(
             "dt with fixed steps needs a tspan of Python numbers; for a traced tspan give steps=."
@@ -130,7 +132,7 @@ def _fixed_plan(
     if arguments.tstops is None:
         return len(spaced(t0, t1, dt)) - 1 if t1 != t0 else 0, dt, None
     turn = times.direction
-    inner = [float(t) for t in np.asarray(arguments.tstops) * turn if turn * t0 < t < turn * t1]
+    inner = [turn * t for t in arguments.tstops if turn * t0 < turn * t < turn * t1]
     marks = [turn * t0, *inner, turn * t1]
     grid = [turn * t0]
     for start, end in zip(marks[:-1], marks[1:], strict=True):
@@ -307,7 +309,7 @@ def _saving(arguments: Arguments, options: Options) -> Callable[[Any, Any, Any],
     index = options.save_idxs
     if index is None:
         return None
-    chosen = jnp.asarray(index) if isinstance(index, tuple) else index
+    chosen = slice(*index[1:]) if index[0] == "slice" else jnp.asarray(index[1])
 
     def components(u: Any, p: Any, t: Any) -> Any:
         if not is_array(u):

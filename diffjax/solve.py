@@ -176,7 +176,7 @@ def judge(
     arguments = Arguments(
         problem=prob,
         saveat=None if every_step else _times(saveat),
-        tstops=_times(tstops),
+        tstops=tuple(float(t) for t in tstops) or None if fixed else _times(tstops),
         save_fn=None if save_fn is None else UserFunction(save_fn),
         rtol=checks.check_tolerance("rtol", rtol, prob),
         atol=checks.check_tolerance("atol", atol, prob),
@@ -262,10 +262,13 @@ def _number(x: Any, *, static: bool = False) -> Any:
 
 
 def _hashable(index: Any) -> Any:
-    """A list or array of indices as a tuple, which a compiled function can be keyed by."""
-    if index is None or isinstance(index, int | slice | tuple):
-        return index
-    return tuple(np.asarray(index).tolist())
+    """Indices in a form that a compiled function can be keyed by."""
+    if index is None:
+        return None
+    if isinstance(index, slice):
+        return ("slice", index.start, index.stop, index.step)
+    chosen = np.asarray(index)
+    return ("index", tuple(chosen.tolist()) if chosen.ndim else int(chosen))
 
 
 def _resumed(prob: Problem, resume: PyTree) -> Problem:

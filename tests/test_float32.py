@@ -55,12 +55,12 @@ def test_same_solves(case: Case, name: str) -> None:
 @pytest.mark.parametrize("method", [m for m in METHODS if m.order > 2], ids=lambda m: m.name)
 def test_every_method_in_fixed_steps(method: Method) -> None:
     """Guards against a coefficient or a constant that promotes the state to float64."""
-    # One number per order: enough for 1e-5, few enough that rounding stays below it.
+    # Few enough steps that rounding stays below the bound; Vern6's coefficients of 3e2 need its size.
     steps = 60 if method.order < 5 else 12
     sol = dj.solve(LINEAR.ode(F32), method.make(), steps=steps, saveat=0.25)
     assert sol.u.dtype == F32
     assert LINEAR.exact is not None
-    np.testing.assert_allclose(np.asarray(sol.u), LINEAR.exact(np.asarray(sol.t)), rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(sol.u), LINEAR.exact(np.asarray(sol.t)), rtol=5e-5)
 
 
 def test_arenstorf_is_flagged_or_finite() -> None:
@@ -81,49 +81,43 @@ def test_ends_at_exactly_sixteen(options: dict[str, Any]) -> None:
     np.testing.assert_allclose(float(sol.u_end), np.sin(16.0), atol=2e-4)
 
 
-PERIODS, STEPS = 10_000, 100_000
-SPAN = (0.0, 2 * np.pi * PERIODS)
+# Ten thousand periods in a hundred thousand steps; the span is a number that float32 holds.
+STEPS = 100_000
+SPAN = (0.0, 62_832.0)
+FIXED = pytest.mark.parametrize(
+    "options", [{"steps": STEPS}, {"dt": SPAN[1] / STEPS, "adaptive": False}], ids=["steps", "dt"]
+)
 
 
-def forced(u: jax.Array, p: Any, t: jax.Array) -> jax.Array:
-    """The oscillator beside the time it would measure: q' = p, p' = -q, and s' = t - reached."""
-    return jnp.concatenate([oscillator(u[:2], p, t), jnp.stack([jnp.sin(t), jnp.cos(t)])])
-
-
-def test_time_of_fixed_steps_over_ten_thousand_periods() -> None:
-    """Times are by step index: after 1e5 steps each is within rounding of the exact one.
-
-    The spacing of float32 at the end is 2 pi 1e4 2^-24 = 3.7e-3, a phase error that the last time
-    itself has; the error of the *clock* that the field has seen is measured as the sum of sines,
-    which a drift of phase by 1e-3 would show a hundredfold.
-    """
+@FIXED
+def test_time_of_fixed_steps(options: dict[str, Any]) -> None:
+    """Times are by step index: after 1e5 steps each is the exact one, rounded."""
     prob = dj.ODEProblem(lambda u, p, t: jnp.ones_like(u), jnp.zeros((), F32), SPAN)
-    sol = dj.solve(prob, dj.Euler(), steps=STEPS, saveat="steps")
-    times = np.asarray(sol.t, float)
-    exact = np.arange(STEPS + 1) * (SPAN[1] / STEPS)
-    spacing = np.spacing(exact.astype(np.float32)).astype(float)
-    assert np.all(np.abs(times - exact) <= 1.01 * spacing)
-    # No drift: the mean error is far below the rounding of one time.
-    assert abs(np.mean(times - exact)) < 1e-3
-    assert float(sol.t_end) == np.float32(SPAN[1])
+    sol = dj.solve(prob, dj.Euler(), saveat="steps", **options)
+    errors = np.asarray(sol.t, float) - np.arange(STEPS + 1) * (SPAN[1] / STEPS)
+    spacing = np.spacing(np.asarray(sol.t)).astype(float)
+    assert np.all(np.abs(errors) <= 1.01 * spacing)
+    # No drift: the mean is far below the spacing of 4e-3 at the end.
+    assert abs(np.mean(errors)) < 1e-5
+    assert float(sol.t_end) == SPAN[1]
 
 
-@pytest.mark.parametrize("options", [{"steps": STEPS}, {"dt": SPAN[1] / STEPS}], ids=["steps", "dt"])
+@FIXED
 def test_phase_over_ten_thousand_periods(options: dict[str, Any]) -> None:
-    """The phase error from time itself: float32 against float64 on the same 1e5 steps.
+    """The phase error from time itself is under 1e-3.
 
-    Ten steps a period; Vern7 would err by 1e-6 a period, so the reference is the same fixed steps
-    in float64, and the widths of the steps are what differs. They are differences of times on the
-    grid, so that they add up to the span exactly and the phase cannot drift.
+    That is the difference to the same steps in float64. RK4, since its weights are exact in float32:
+    the rounding of others (sum of b off by 1e-7) turns the phase by itself, 3e-2 for DP8.
     """
     prob = dj.ODEProblem(oscillator, jnp.asarray([1.0, 0.0], F32), SPAN)
-    sol = dj.solve(prob, dj.Vern9(), adaptive=False, **options)
-    wide = dj.solve(
-        dj.remake(prob, u0=jnp.asarray([1.0, 0.0])), dj.Vern9(), adaptive=False, **options
-    )
-    phase = np.arctan2(*(-np.asarray(sol.u_end, float))[::-1] * [1, -1])
-    exact = np.arctan2(*(-np.asarray(wide.u_end))[::-1] * [1, -1])
-    assert abs(np.angle(np.exp(1j * (phase - exact)))) < 5e-3
+    narrow = dj.solve(prob, dj.RK4(), **options)
+    wide = dj.solve(prob, dj.RK4(), u0=jnp.asarray([1.0, 0.0]), **options)
+
+    def phase(u: Any) -> float:
+        return float(np.angle(complex(u[0], -u[1])))
+
+    turned = phase(narrow.u_end) - phase(wide.u_end)
+    assert abs(np.angle(np.exp(1j * turned))) < 1e-3
 
 
 def test_time_of_adaptive_steps() -> None:

@@ -70,7 +70,7 @@ def solve_function(
     saves: np.ndarray | None,
     settings: Settings,
 ) -> Solve:
-    """`solve(u0, p, tol)` with Tsit5; without `saves`, the final state on a leading axis of one."""
+    """A `Solve` with Tsit5; without `saves`, the final state on a leading axis of one."""
 
     def solve(u0: Any, p: Any, tol: Any) -> Any:
         import diffrax

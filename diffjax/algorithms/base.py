@@ -18,12 +18,19 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 # A state as the stepping code sees it: one array, or one flat vector per dtype (`stepping/layout`).
 State = PyTree[Array]
 # The tolerance-scaled root-mean-square norm: norm(v, u_start, u_end).
 Norm = Callable[[State, State, State], Float[Array, ""]]
+
+
+def evaluate(jaxpr: Any, consts: tuple[Array, ...], *args: Array) -> list[Array]:
+    """The outputs of a traced function; a constant one is an array too."""
+    out = jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, consts))(*args)
+    return [jnp.asarray(x, v.aval.dtype) for x, v in zip(out, jaxpr.outvars, strict=True)]
 
 
 class Field(eqx.Module):
@@ -41,8 +48,8 @@ class Field(eqx.Module):
         leaves, structure = jax.tree_util.tree_flatten(u)
         n_consts = len(self.jaxpr.constvars)
         consts, parameters = self.args[:n_consts], self.args[n_consts:]
-        traced = jex.jaxpr_as_fun(jex.ClosedJaxpr(self.jaxpr, consts))
-        return jax.tree_util.tree_unflatten(structure, traced(*parameters, t, *leaves))
+        out = evaluate(self.jaxpr, consts, *parameters, t, *leaves)
+        return jax.tree_util.tree_unflatten(structure, out)
 
 
 class StepResult(NamedTuple):

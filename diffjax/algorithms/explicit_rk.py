@@ -137,12 +137,13 @@ class ExplicitRungeKutta(Algorithm):
 
         def buffer(*known: Array) -> Array:
             filled = jnp.stack(known)
-            return jnp.concatenate([filled, jnp.zeros((total - done, *filled.shape[1:]), filled.dtype)])
+            rest = jnp.zeros((total - done, *filled.shape[1:]), filled.dtype)
+            return jnp.concatenate([filled, rest])
 
         def one_stage(i: Array, ks: State) -> State:
             def stage_state(x: Array, k: Array) -> Array:
-                row = square[i].astype(jnp.finfo(x.dtype).dtype)
-                return x + _scaled(jnp.tensordot(row.astype(k.dtype), k, axes=1), dt)
+                row = square[i].astype(k.dtype)
+                return x + _scaled(jnp.tensordot(row, k, axes=1), dt)
 
             k = field.f(t + nodes[i] * dt, jtu.tree_map(stage_state, u, ks))
             return jtu.tree_map(lambda buf, new: buf.at[i].set(new), ks, k)
@@ -190,15 +191,18 @@ class ExplicitRungeKutta(Algorithm):
         """The value at `t + theta*dt`, exact at theta = 0. It is linear in the coefficients."""
         terms = len(self.tableau.dense.weights[0])
         x = 2.0 * theta - 1.0
-        basis = [jnp.ones_like(theta), theta, theta * x][: terms + 1]
-        while len(basis) <= terms:
+        basis = [theta, theta * x][:terms]
+        while len(basis) < terms:
             # T_m(x) = 2x T_{m-1}(x) - T_{m-2}(x), here times theta.
             basis.append(2.0 * x * basis[-1] - basis[-2])
-        vector = jnp.stack(basis)
 
         def polynomial(c: Array) -> Array:
-            column = vector.astype(jnp.finfo(c.dtype).dtype).reshape((-1,) + (1,) * (c.ndim - 1))
-            return jnp.sum(column.astype(c.dtype) * c, axis=0)
+            # Term by term: as one contraction XLA would hand it to a matrix library, which under
+            # `vmap` costs several times the few products it is.
+            value = c[0]
+            for m, weight in enumerate(basis, start=1):
+                value = value + _scaled(c[m], weight)
+            return value
 
         return jtu.tree_map(polynomial, coefficients)
 

@@ -36,9 +36,9 @@ class Record(NamedTuple):
 class AdaptiveState(NamedTuple):
     """What the loop carries; as little as will do, since XLA pays for each leaf.
 
-    `dt` is the next step to attempt. It falls under the resolution of time when the solve is
-    stuck, and is NaN when it is stuck because nothing finite comes back: how the solve ended is
-    read off at its end, not kept up to date. `t_low` is the rounding error of `t` in single
+    `dt` is the next step to attempt: zero when the solve is stuck because none is small enough, NaN
+    when that is because nothing finite comes back. So how the solve ended is read off at its end,
+    not kept up to date. `t_low` is the rounding error of `t` in single
     precision.
     """
 
@@ -86,6 +86,8 @@ class AdaptiveStepper:
             dt = initial_step(self.field, t0, inputs.u0, plan.error_exponent, self.norm, largest)
         else:
             dt = jnp.minimum(settings.dt, largest)
+        # In single precision the first guess may be lost in the rounding of a large time.
+        dt = jnp.minimum(jnp.maximum(dt, self._smallest(t0)), largest)
         control = settings.control
         if control is None:
             assert plan.controller is not None
@@ -117,16 +119,14 @@ class AdaptiveStepper:
     def active(self, c: AdaptiveState) -> Bool[Array, ""]:
         """Whether the solve goes on."""
         attempts = c.naccept + c.nreject
-        stuck = ~(c.dt >= self._smallest(c.t))
         end = self.inputs.t1 if self.limit is None else self.limit
         # A segment that is taken again may need a few more attempts than it did.
         enough = self.plan.max_steps if self.limit is None else 2 * self.plan.max_steps
-        return (c.t < end) & ~stuck & (attempts < enough)
+        return (c.t < end) & (c.dt > 0) & (attempts < enough)
 
     def status(self, c: AdaptiveState) -> Int[Array, ""]:
         """The return code of a solve that is no longer active."""
-        stuck = ~(c.dt >= self._smallest(c.t))
-        code = jnp.where(stuck, ReturnCode.dt_underflow, ReturnCode.max_steps)
+        code = jnp.where(c.dt == 0, ReturnCode.dt_underflow, ReturnCode.max_steps)
         code = jnp.where(jnp.isnan(c.dt), ReturnCode.unstable, code)
         code = jnp.where(c.t >= self.inputs.t1, ReturnCode.success, code)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(c.u)]))
@@ -186,8 +186,11 @@ class AdaptiveStepper:
         proposed = jnp.where(accepted & landing, jnp.maximum(proposed, c.dt), proposed)
         if self.settings.dtmax is not None:
             proposed = jnp.minimum(proposed, self.settings.dtmax)
-        hopeless = ~jnp.isfinite(error) & (proposed < self._smallest(c.t))
-        return jnp.where(hopeless, jnp.nan, proposed), control
+        hopeless = ~accepted & (proposed < self._smallest(c.t))
+        if self.settings.dtmin is not None:
+            proposed = jnp.maximum(proposed, self.settings.dtmin)
+        stuck = jnp.where(jnp.isfinite(error), 0.0, jnp.nan)
+        return jnp.where(hopeless, stuck, proposed), control
 
 
 def report_progress(stepper: Any, old: Any, new: Any) -> None:

@@ -8,12 +8,11 @@ carrying a derivative. Time always runs forwards here: the front door turns a ba
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax.extend.core as jex
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from ..algorithms.base import Algorithm, Field, State
+from ..algorithms.base import Algorithm, Field, State, evaluate
 from .controllers import Controller
 from .lanes import is_small
 
@@ -87,8 +86,8 @@ class Plan:
     def observe(self, save_args: tuple[Array, ...], u: State, t: Array) -> list[Array]:
         """What is saved of a state, as a list of arrays."""
         n_consts = len(self.save_jaxpr.constvars)
-        traced = jex.jaxpr_as_fun(jex.ClosedJaxpr(self.save_jaxpr, save_args[:n_consts]))
-        return traced(*save_args[n_consts:], t, *jtu.tree_leaves(u))
+        consts, parameters = save_args[:n_consts], save_args[n_consts:]
+        return evaluate(self.save_jaxpr, consts, *parameters, t, *jtu.tree_leaves(u))
 
 
 def scaled_norm(rtol: PyTree, atol: PyTree, v: State, u0: State, u1: State) -> Float[Array, ""]:
@@ -105,10 +104,3 @@ def scaled_norm(rtol: PyTree, atol: PyTree, v: State, u0: State, u1: State) -> F
     widest = jnp.result_type(*total)
     return jnp.sqrt(sum((x.astype(widest) for x in total), jnp.zeros((), widest)) / size)
 
-
-class Statistics(NamedTuple):
-    """Counters of a solve, all integers."""
-
-    naccept: Int[Array, ""]
-    nreject: Int[Array, ""]
-    ndense: Int[Array, ""]

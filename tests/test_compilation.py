@@ -1,0 +1,274 @@
+"""Guards on what is traced and compiled: regressions that no result shows.
+
+Traces of the vector field are counted, operations in compiled loops bounded, memory and work of a
+checkpointed gradient measured.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffjax as dj
+from tests.problems import LOTKA_VOLTERRA, lotka_volterra
+
+P = jnp.asarray(LOTKA_VOLTERRA.p)
+U0 = jnp.asarray(LOTKA_VOLTERRA.u0)
+
+
+class Counted:
+    """A vector field that counts how often Python runs it."""
+
+    def __init__(self) -> None:
+        self.traces = 0
+
+    def __call__(self, u: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
+        self.traces += 1
+        return lotka_volterra(u, p, t)
+
+
+@pytest.mark.parametrize(
+    ("alg", "options"),
+    [
+        (dj.Tsit5(), {}),
+        (dj.Tsit5(), {"saveat": 0.5}),
+        (dj.Vern9(), {"saveat": 0.5}),
+        (dj.Vern9(unroll=False), {"saveat": 0.5}),
+        (dj.Tsit5(), {"saveat": "steps"}),
+        (dj.RK4(), {"steps": 10}),
+    ],
+)
+def test_the_field_is_traced_once(alg: dj.Algorithm, options: dict[str, Any]) -> None:
+    """However many stages, drivers and saves there are."""
+    f = Counted()
+    dj.solve(dj.ODEProblem(f, U0, (0.0, 1.0), P), alg, **options)
+    assert f.traces == 1
+
+
+def test_the_field_is_traced_once_under_transformations() -> None:
+    """A gradient and a vmap replay what was traced."""
+    for transform in (jax.grad, jax.jacfwd, lambda f: jax.vmap(jax.grad(f)), jax.hessian):
+        f = Counted()
+
+        def loss(p: jax.Array, f: Counted = f) -> jax.Array:
+            prob = dj.ODEProblem(f, U0, (0.0, 1.0), p)
+            return jnp.sum(dj.solve(prob, dj.Tsit5(), saveat=0.5, max_steps=64).u)
+
+        batched = transform not in (jax.grad, jax.jacfwd, jax.hessian)
+        jax.jit(transform(loss))(P[None] if batched else P)
+        assert f.traces == 1
+
+
+def test_a_second_solve_traces_nothing() -> None:
+    """Other values of everything that is a number: the compiled program is used again."""
+    f = Counted()
+    prob = dj.ODEProblem(f, U0, (0.0, 1.0), P)
+
+    def solve(**changes: Any) -> dj.Solution:
+        options = {"rtol": 1e-5, "atol": 1e-5, "saveat": jnp.asarray([0.5, 1.0]), **changes}
+        return dj.solve(prob, dj.Tsit5(), **options)
+
+    solve()
+    assert f.traces == 1
+    solve(p=P * 1.1)
+    solve(u0=U0 * 2.0)
+    solve(rtol=1e-7, atol=1e-8)
+    solve(saveat=jnp.asarray([0.1, 0.9]))
+    assert f.traces == 1
+    dj.solve(dj.ODEProblem(f, U0, (0.0, 1.0), P), dj.Tsit5(), saveat=0.5)
+    traces = f.traces
+    dj.solve(dj.ODEProblem(f, U0 + 1, (0.0, 1.0), P), dj.Tsit5(), saveat=0.5)
+    assert f.traces == traces
+
+
+def test_a_second_gradient_traces_nothing() -> None:
+    """An un-jitted `grad` of a solve compiles once, too."""
+    f = Counted()
+
+    def loss(p: jax.Array) -> jax.Array:
+        prob = dj.ODEProblem(f, U0, (0.0, 1.0), p)
+        return jnp.sum(dj.solve(prob, dj.Tsit5(), saveat=0.5, max_steps=64).u)
+
+    jax.grad(loss)(P)
+    traces = f.traces
+    jax.grad(loss)(P * 1.1)
+    assert f.traces == traces
+
+
+def test_dense_output_is_compiled_once() -> None:
+    f = Counted()
+    sol = dj.solve(dj.ODEProblem(f, U0, (0.0, 1.0), P), dj.Tsit5(), dense=True)
+    sol(0.5)
+    traces = f.traces
+    sol(0.7)
+    assert f.traces == traces
+
+
+# Operations ------------------------------------------------------------------------------------------
+
+
+def loop_bodies(compiled: str) -> list[int]:
+    """The number of instructions of each `while` body in a compiled program, fusions included."""
+    sizes = {}
+    for block in re.split(r"\n\n", compiled):
+        head = re.match(r"\s*%?([\w.\-]+) \(", block)
+        if head:
+            sizes[head.group(1)] = [line for line in block.split("\n")[1:] if " = " in line]
+
+    def size(name: str) -> int:
+        total = 0
+        for line in sizes.get(name, []):
+            called = re.findall(r"(?:calls|to_apply|body)=%?([\w.\-]+)", line)
+            total += sum(map(size, called)) if called else not re.search(
+                r"= \S+ (parameter|constant|get-tuple-element|tuple|bitcast)\(", line
+            )
+        return total
+
+    names = re.findall(r"body=%?([\w.\-]+)", compiled)
+    return [size(name) for name in names]
+
+
+def compiled_text(solve: Callable[[jax.Array], Any]) -> str:
+    return jax.jit(solve).lower(P).compile().as_text()
+
+
+# Arithmetic of one step in XLA instructions as compiled for this version of JAX, a quarter added. A
+# bound that fails means that something new runs in every step.
+@pytest.mark.parametrize(
+    ("alg", "options", "most"),
+    [
+        (dj.Tsit5(), {}, 315),
+        (dj.Tsit5(), {"steps": 50}, 300),
+        (dj.RK4(), {"steps": 50}, 165),
+        (dj.BS3(), {}, 185),
+    ],
+    ids=["Tsit5", "Tsit5-fixed", "RK4", "BS3"],
+)
+def test_operations_in_the_loop(alg: dj.Algorithm, options: dict[str, Any], most: int) -> None:
+    def end(p: jax.Array) -> jax.Array:
+        prob = dj.ODEProblem(lotka_volterra, U0, (0.0, 10.0), p)
+        return dj.solve(prob, alg, **options).u_end
+
+    bodies = loop_bodies(compiled_text(end))
+    # One trajectory to its end is one loop.
+    assert len(bodies) == 1
+    assert bodies[0] <= most
+
+
+def test_fixed_steps_trace_no_controller() -> None:
+    """A bare scan: no logarithm, no power, no norm, and a single loop."""
+    prob = dj.ODEProblem(lotka_volterra, U0, (0.0, 10.0), P)
+    text = str(jax.make_jaxpr(lambda p: dj.solve(prob, dj.Tsit5(), p=p, steps=50).u)(P))
+    for operation in (" log ", " exp ", " sqrt ", " pow "):
+        assert operation not in text
+    adaptive = str(jax.make_jaxpr(lambda p: dj.solve(prob, dj.Tsit5(), p=p).u)(P))
+    assert " log " in adaptive
+
+
+def test_extra_stages_only_where_output_needs_them() -> None:
+    """Vern9's ten further stages are not in a program that saves the end alone."""
+
+    def evaluations(**options: Any) -> int:
+        prob = dj.ODEProblem(lambda u, p, t: jnp.tan(u) * p, jnp.ones(()), (0.0, 0.1), jnp.ones(()))
+        text = str(jax.make_jaxpr(lambda p: dj.solve(prob, dj.Vern9(), p=p, **options).u)(prob.p))
+        return len(re.findall(r"\btan\b", text))
+
+    end, saves = evaluations(), evaluations(saveat=0.05)
+    assert end < saves
+
+
+def test_no_host_callback() -> None:
+    """Callbacks cost milliseconds and break sharding: none unless `progress` or `throw` ask."""
+    for saveat in (None, 0.5, "steps"):
+        text = str(jax.make_jaxpr(lambda p, s=saveat: run(p, saveat=s).u)(P))
+        assert "callback" not in text
+
+
+def run(p: jax.Array, **options: Any) -> dj.Solution:
+    prob = dj.ODEProblem(lotka_volterra, U0, (0.0, 5.0), p)
+    return dj.solve(prob, dj.Tsit5(), **options)
+
+
+# Memory and work of a gradient ------------------------------------------------------------------------
+
+
+def gradient_memory(max_steps: int, checkpoints: int | None) -> int:
+    """Bytes of temporaries of a gradient over a state of a hundred numbers."""
+
+    def loss(p: jax.Array) -> jax.Array:
+        prob = dj.ODEProblem(lambda u, p, t: -p * u, jnp.ones(100), (0.0, 1.0), p)
+        adjoint = dj.DiscreteAdjoint(checkpoints=checkpoints)
+        sol = dj.solve(prob, dj.Tsit5(), max_steps=max_steps, adjoint=adjoint, dtmax=0.5)
+        return jnp.sum(sol.u_end)
+
+    compiled = jax.jit(jax.grad(loss)).lower(jnp.ones(())).compile()
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    return analysis.temp_size_in_bytes
+
+
+def test_memory_grows_as_the_square_root() -> None:
+    """With sqrt(max_steps) checkpoints: 16 times the steps, at most about 4 times the memory."""
+    small, middle, large = (gradient_memory(n * n, n) for n in (32, 64, 128))
+    assert middle <= 2.2 * small
+    assert large <= 2.2 * middle
+    tape = gradient_memory(128 * 128, None)
+    # A tape of every step holds (t, dt, u) a step: for 16,384 steps of 100 numbers, 13 MB.
+    assert tape >= 128 * 128 * 100 * 8
+    assert large < tape / 20
+
+
+def test_memory_of_a_solve_does_not_grow() -> None:
+    """`max_steps` costs nothing where nothing is differentiated."""
+
+    def memory(max_steps: int) -> int:
+        compiled = jax.jit(lambda p: run(p, max_steps=max_steps, saveat=0.5).u).lower(P).compile()
+        analysis = compiled.memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
+
+    assert memory(1 << 20) == memory(1 << 8)
+
+
+@pytest.mark.parametrize("adaptive", [True, False], ids=["adaptive", "fixed"])
+def test_evaluations_of_a_checkpointed_gradient(adaptive: bool) -> None:
+    """Forward evaluations at most 2.2 times one solve's: each segment is taken once more.
+
+    Counted by a callback in the field, which runs for the forward pass and for each segment taken
+    again; the replay's vjp runs it through its derivative rule, which is not counted.
+    """
+    count = 0
+
+    def bump() -> None:
+        nonlocal count
+        count += 1
+
+    @jax.custom_vjp
+    def tick(u: jax.Array) -> jax.Array:
+        jax.debug.callback(bump)
+        return u
+
+    tick.defvjp(lambda u: (u, None), lambda _, g: (g,))
+
+    def f(u: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
+        return lotka_volterra(tick(u), p, t)
+
+    def solve(p: jax.Array, adjoint: Any = None) -> dj.Solution:
+        prob = dj.ODEProblem(f, U0, (0.0, 10.0), p)
+        options: dict[str, Any] = {"steps": 100} if not adaptive else {"max_steps": 256}
+        return dj.solve(prob, dj.Tsit5(), adjoint=adjoint, rtol=1e-6, atol=1e-6, **options)
+
+    plain = solve(P)
+    jax.effects_barrier()
+    assert count == int(plain.stats.nf)
+    one, count = count, 0
+    adjoint = dj.DiscreteAdjoint(checkpoints=16)
+    gradient = jax.grad(lambda p: jnp.sum(solve(p, adjoint).u_end))(P)
+    jax.block_until_ready(gradient)
+    jax.effects_barrier()
+    assert np.all(np.isfinite(np.asarray(gradient)))
+    assert count <= 2.2 * one
