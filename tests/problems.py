@@ -45,7 +45,7 @@ class Case:
         return dj.ODEProblem(self.field, **{**given, **changes})
 
 
-# Fields -------------------------------------------------------------------------------------------
+# Fields -------------------------------------------------------------------------------
 
 
 def linear(u: Any, p: Any, t: Any) -> Any:
@@ -118,7 +118,7 @@ def clock(u: Any, p: Any, t: Any) -> Any:
     return jnp.stack([x * (y + jnp.cos(t)) / 2.0, -(jnp.log(x) + jnp.sin(t)) / 2.0])
 
 
-# Closed forms -------------------------------------------------------------------------------------
+# Closed forms -------------------------------------------------------------------------
 
 
 def _linear_exact(u0: np.ndarray, p: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -139,7 +139,7 @@ def clock_exact(t: Any, np: Any = np) -> Any:
     return np.stack([np.exp(np.sin(t)), np.cos(t)], axis=-1)
 
 
-# The table ----------------------------------------------------------------------------------------
+# The table ----------------------------------------------------------------------------
 
 
 def _span(name: str) -> tuple[float, float]:
@@ -186,9 +186,7 @@ ARENSTORF = _case(
 VANDERPOL = _case(
     "vanderpol_mu1_periodic", vanderpol, _values("vanderpol_mu1_periodic", "mu")[0], periodic=True
 )
-SPIRAL = _case(
-    "neural_ode_spiral", spiral, np.array(DATA["neural_ode_spiral"]["parameters"]["A"])
-)
+SPIRAL = _case("neural_ode_spiral", spiral, np.array(DATA["neural_ode_spiral"]["parameters"]["A"]))
 OSCILLATOR = Case(
     "harmonic_oscillator",
     oscillator,
@@ -203,7 +201,7 @@ CLOCK = Case("clock", clock, clock_exact(0.0), (0.0, 3.0), None, exact=clock_exa
 NON_STIFF = [LOTKA_VOLTERRA, FITZHUGH_NAGUMO, ARENSTORF, VANDERPOL, SPIRAL]
 
 
-# Gradients ----------------------------------------------------------------------------------------
+# Gradients ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,7 +108,7 @@ def test_dense_output_is_compiled_once() -> None:
     assert f.traces == traces
 
 
-# Operations ------------------------------------------------------------------------------------------
+# Operations ---------------------------------------------------------------------------
 
 
 def loop_bodies(compiled: str) -> list[int]:
@@ -123,8 +123,12 @@ def loop_bodies(compiled: str) -> list[int]:
         total = 0
         for line in sizes.get(name, []):
             called = re.findall(r"(?:calls|to_apply|body)=%?([\w.\-]+)", line)
-            total += sum(map(size, called)) if called else not re.search(
-                r"= \S+ (parameter|constant|get-tuple-element|tuple|bitcast)\(", line
+            total += (
+                sum(map(size, called))
+                if called
+                else not re.search(
+                    r"= \S+ (parameter|constant|get-tuple-element|tuple|bitcast)\(", line
+                )
             )
         return total
 
@@ -193,7 +197,7 @@ def run(p: jax.Array, **options: Any) -> dj.Solution:
     return dj.solve(prob, dj.Tsit5(), **options)
 
 
-# Memory and work of a gradient ------------------------------------------------------------------------
+# Memory and work of a gradient --------------------------------------------------------
 
 
 def gradient_memory(max_steps: int, checkpoints: int | None) -> int:

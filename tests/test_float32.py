@@ -1,7 +1,7 @@
 """Single precision: the same solves, and time that keeps its precision.
 
-A solver that adds up `t += dt` in float32 loses phase with every step, and may never land on its end
-(DifferentialEquations.jl failed exactly at t = 16, where the spacing of floats doubles).
+A solver that adds up `t += dt` in float32 loses phase with every step, and may never land on its
+end (DifferentialEquations.jl failed exactly at t = 16, where the spacing of floats doubles).
 """
 
 from typing import Any
@@ -55,7 +55,7 @@ def test_same_solves(case: Case, name: str) -> None:
 @pytest.mark.parametrize("method", [m for m in METHODS if m.order > 2], ids=lambda m: m.name)
 def test_every_method_in_fixed_steps(method: Method) -> None:
     """Guards against a coefficient or a constant that promotes the state to float64."""
-    # Few enough steps that rounding stays below the bound; Vern6's coefficients of 3e2 need its size.
+    # Few steps, so that rounding stays below the bound; Vern6's coefficients of 3e2 need its size.
     steps = 60 if method.order < 5 else 12
     sol = dj.solve(LINEAR.ode(F32), method.make(), steps=steps, saveat=0.25)
     assert sol.u.dtype == F32
@@ -70,7 +70,8 @@ def test_arenstorf_is_flagged_or_finite() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"dt": 0.1, "adaptive": False}, {"steps": 1000}, {"saveat": 0.1}, {"dtmax": 0.01}]
+    "options",
+    [{}, {"dt": 0.1, "adaptive": False}, {"steps": 1000}, {"saveat": 0.1}, {"dtmax": 0.01}],
 )
 def test_ends_at_exactly_sixteen(options: dict[str, Any]) -> None:
     prob = dj.ODEProblem(lambda u, p, t: jnp.cos(t), jnp.zeros((), F32), (0.0, 16.0))
@@ -106,8 +107,8 @@ def test_time_of_fixed_steps(options: dict[str, Any]) -> None:
 def test_phase_over_ten_thousand_periods(options: dict[str, Any]) -> None:
     """The phase error from time itself is under 1e-3.
 
-    That is the difference to the same steps in float64. RK4, since its weights are exact in float32:
-    the rounding of others (sum of b off by 1e-7) turns the phase by itself, 3e-2 for DP8.
+    That is the difference to the same steps in float64. RK4, whose weights float32 holds well: the
+    rounding of others (sum of b off by 1e-7) turns the phase by itself, 3e-2 for DP8.
     """
     prob = dj.ODEProblem(oscillator, jnp.asarray([1.0, 0.0], F32), SPAN)
     narrow = dj.solve(prob, dj.RK4(), **options)

@@ -24,7 +24,7 @@ def with_field(f: Callable) -> dj.ODEProblem:
     return dj.ODEProblem(f, U0, (0.0, 1.0))
 
 
-# Columns: what is done, the kind of error, and words that its message must hold: the argument first.
+# Columns: what is done, the kind of error, words that its message must hold (the argument first).
 MISTAKES: list[tuple[str, Callable[[], Any], type[Exception], tuple[str, ...]]] = [
     (
         "f of another shape",
@@ -159,8 +159,9 @@ MISTAKES: list[tuple[str, Callable[[], Any], type[Exception], tuple[str, ...]]] 
     ),
     (
         "save_idxs of a dict",
-        lambda: dj.solve(dj.ODEProblem(
-            lambda u, p, t: u, {"a": U0}, (0.0, 1.0)), saveat=0.5, save_idxs=0),
+        lambda: dj.solve(
+            dj.ODEProblem(lambda u, p, t: u, {"a": U0}, (0.0, 1.0)), saveat=0.5, save_idxs=0
+        ),
         TypeError,
         ("save_idxs", "save_fn"),
     ),

@@ -1,9 +1,9 @@
 """Observed orders: of every method, of every continuous extension.
 
-Modern pairs have principal errors so small that on a generic problem the next order is all one sees
-in double precision (Vern6 converges like order 7). So an order is pinned from both sides: from below
-on `clock`, a nonlinear problem explicit in time, and exactly on `powers`, a weighted-homogeneous
-system, where a method of order p has the error C h^p with no higher terms.
+Modern pairs have principal errors so small that on a generic problem the next order is all one
+sees in double precision (Vern6 converges like order 7). So an order is pinned from both sides: from
+below on `clock`, a nonlinear problem explicit in time, and exactly on `powers`, a
+weighted-homogeneous system, where a method of order p has the error C h^p with no higher terms.
 """
 
 from functools import partial

@@ -24,7 +24,7 @@ def close(got: Any, wanted: Any, atol: float = 1e-7) -> None:
     np.testing.assert_allclose(np.asarray(got), np.asarray(wanted), rtol=0, atol=atol)
 
 
-# Forms of saveat ----------------------------------------------------------------------------------
+# Forms of saveat ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_save_idxs_and_save_fn() -> None:
             close(sol.u["time"], full.t, 1e-15)
 
 
-# Dense output -------------------------------------------------------------------------------------
+# Dense output -------------------------------------------------------------------------
 
 
 def test_dense_output() -> None:
@@ -136,7 +136,7 @@ def test_dense_output_of_a_dict_backwards() -> None:
     close(sol(t, deriv=1)["q"], -jnp.sin(t), 1e-5)
 
 
-# Steps --------------------------------------------------------------------------------------------
+# Steps --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("saveat", [None, 0.5], ids=["end", "saves"])
@@ -184,7 +184,7 @@ def test_fixed_steps() -> None:
     close(sol.t, np.linspace(0, 1, 4), 1e-15)
 
 
-# Failure ------------------------------------------------------------------------------------------
+# Failure ------------------------------------------------------------------------------
 
 
 def blow_up(u: jax.Array, p: Any, t: jax.Array) -> jax.Array:
@@ -222,9 +222,7 @@ def test_a_singularity_ends_the_solve() -> None:
 
 def test_a_field_that_is_not_finite() -> None:
     """A NaN rejects the step and ends the solve as `unstable`, whatever the steps."""
-    prob = dj.ODEProblem(
-        lambda u, p, t: jnp.where(t > 0.5, jnp.nan, -u), jnp.ones(2), (0.0, 1.0)
-    )
+    prob = dj.ODEProblem(lambda u, p, t: jnp.where(t > 0.5, jnp.nan, -u), jnp.ones(2), (0.0, 1.0))
     sol = dj.solve(prob, dj.Tsit5(), saveat=0.25, throw=False)
     assert sol.retcode is dj.ReturnCode.unstable
     assert float(sol.t_end) <= 0.5
@@ -269,7 +267,7 @@ def test_a_stiff_problem_out_of_steps_names_the_cure() -> None:
         dj.solve(prob, dj.Tsit5(), max_steps=500)
 
 
-# States and spans ---------------------------------------------------------------------------------
+# States and spans ---------------------------------------------------------------------
 
 
 def test_backward_time() -> None:

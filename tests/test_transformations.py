@@ -129,9 +129,7 @@ def test_scan_over_solves() -> None:
 
     def chained(p: jax.Array) -> jax.Array:
         def body(u: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-            sol = dj.solve(
-                dj.ODEProblem(lotka_volterra, u, (0.0, 1.0), p), dj.RK4(), steps=20
-            )
+            sol = dj.solve(dj.ODEProblem(lotka_volterra, u, (0.0, 1.0), p), dj.RK4(), steps=20)
             return sol.u[-1], sol.u[-1]
 
         return jax.lax.scan(body, U0, None, length=3)[1]
@@ -185,23 +183,17 @@ def test_second_reverse_pass_is_refused_by_name(adjoint: dj.Adjoint) -> None:
     def gradient_norm(p: jax.Array) -> jax.Array:
         return jnp.sum(jax.grad(partial(loss, adjoint=adjoint))(p) ** 2)
 
-    try:
-        second = jax.grad(gradient_norm)(P)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        assert "second reverse pass" in str(error)
-    else:
-        # Making it work is as good.
-        close(second, jax.jacfwd(gradient_norm)(P), 1e-7)
+    with pytest.raises((TypeError, ValueError), match=r"second reverse pass.*jacfwd\(jax.grad"):
+        jax.grad(gradient_norm)(P)
 
 
-def test_forward_over_reverse_equals_reverse_over_forward() -> None:
-    """One reverse pass may stand anywhere."""
-    over = jax.jit(jax.jacfwd(jax.jacrev(loss)))(P)
-    under = jax.jit(jax.jacrev(jax.jacfwd(loss)))(P)
-    close(over, under, 1e-7, 1e-7)
+def test_reverse_over_forward_is_refused_by_name() -> None:
+    """Second derivatives are forward over reverse; the other order names that cure."""
+    with pytest.raises((TypeError, ValueError), match=r"over a forward one.*jacfwd\(jax.grad"):
+        jax.jit(jax.jacrev(jax.jacfwd(loss)))(P)
 
 
-# Many lanes ------------------------------------------------------------------------------------------
+# Many lanes ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +246,7 @@ def test_an_eager_vmap_raises_and_counts_lanes() -> None:
         jax.vmap(solve)(PS.at[1].set(jnp.nan))
 
 
-# Networks --------------------------------------------------------------------------------------------
+# Networks -----------------------------------------------------------------------------
 
 
 def network(width: int = 8) -> eqx.nn.MLP:
@@ -296,7 +288,9 @@ def test_a_field_that_is_a_module() -> None:
             return p * self.net(u)
 
     prob = dj.ODEProblem(Field(network(), "f"), U0, (0.0, 1.0), jnp.asarray(2.0))
-    twin = dj.ODEProblem(lambda u, q, t: q[1] * q[0](u), U0, (0.0, 1.0), (network(), jnp.asarray(2.0)))
+    twin = dj.ODEProblem(
+        lambda u, q, t: q[1] * q[0](u), U0, (0.0, 1.0), (network(), jnp.asarray(2.0))
+    )
 
     def end(prob: dj.ODEProblem) -> jax.Array:
         return jnp.sum(dj.solve(prob, dj.RK4(), steps=20).u[-1] ** 2)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ..algorithms.base import Algorithm, Field, State, evaluate
@@ -101,6 +102,6 @@ def scaled_norm(rtol: PyTree, atol: PyTree, v: State, u0: State, u1: State) -> F
     several = [jtu.tree_leaves(x) for x in (u0, u1, rtol, atol)]
     total = [squares(*xs) for xs in zip(leaves, *several, strict=True)]
     size = max(sum(x.size for x in leaves), 1)
-    widest = jnp.result_type(*total)
+    widest = np.result_type(*(x.dtype for x in total))
     return jnp.sqrt(sum((x.astype(widest) for x in total), jnp.zeros((), widest)) / size)
 

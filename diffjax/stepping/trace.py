@@ -35,7 +35,7 @@ def trace_field(
         out = layout.ravel(_checked(du, state))
         if forwards:
             return out
-        return jtu.tree_map(lambda x: x * jnp.asarray(direction, jnp.finfo(x.dtype).dtype), out)
+        return jtu.tree_map(lambda x: x * jnp.asarray(direction).astype(x.dtype), out)
 
     closed = jax.make_jaxpr(derivative)(leaves, t, *jtu.tree_leaves(layout.ravel(u)))
     return closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves))
