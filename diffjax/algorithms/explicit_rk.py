@@ -170,41 +170,33 @@ class ExplicitRungeKutta(Algorithm):
         return error * error / jnp.sqrt(error * error + 0.01 * low * low + _SMALL)
 
     def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:
-        """The coefficients of a polynomial in theta, on a leading axis.
+        """The coefficients of a polynomial in theta, a tuple of states.
 
-        Row 0 is the start of the step, row m + 1 belongs to `theta * T_m(2*theta - 1)`.
+        The first is the start of the step, number m + 1 belongs to `theta * T_m(2*theta - 1)`.
         """
         tableau, extension = self.tableau, self.tableau.dense
         ks = list(stages)
         if extension.c_extra:
             rows = tableau.a + extension.a_extra
             ks = self._stages(field, t, dt, u, ks, rows, tableau.c + extension.c_extra)
-        columns = [_combine(column, ks) for column in zip(*extension.weights, strict=True)]
-
-        def stack(x: Array, *terms: Array) -> Array:
-            return jnp.stack([x, *(_scaled(k, dt) for k in terms)])
-
-        # Every column has a non-zero weight somewhere, so none of them is None.
-        return jtu.tree_map(stack, u, *columns)
+        # Every column has a non-zero weight somewhere, so none of the sums is None.
+        sums = [_combine(column, ks) for column in zip(*extension.weights, strict=True)]
+        return (u, *(jtu.tree_map(lambda k: _scaled(k, dt), total) for total in sums))
 
     def interpolate(self, coefficients: PyTree, theta: Array) -> State:
         """The value at `t + theta*dt`, exact at theta = 0. It is linear in the coefficients."""
-        terms = len(self.tableau.dense.weights[0])
+        start, *others = coefficients
         x = 2.0 * theta - 1.0
-        basis = [theta, theta * x][:terms]
-        while len(basis) < terms:
+        basis = [theta, theta * x][: len(others)]
+        while len(basis) < len(others):
             # T_m(x) = 2x T_{m-1}(x) - T_{m-2}(x), here times theta.
             basis.append(2.0 * x * basis[-1] - basis[-2])
-
-        def polynomial(c: Array) -> Array:
-            # Term by term: as one contraction XLA would hand it to a matrix library, which under
-            # `vmap` costs several times the few products it is.
-            value = c[0]
-            for m, weight in enumerate(basis, start=1):
-                value = value + _scaled(c[m], weight)
-            return value
-
-        return jtu.tree_map(polynomial, coefficients)
+        # Term by term: as one contraction XLA would hand it to a matrix library, which under
+        # `vmap` costs several times the few products it is.
+        value = start
+        for weight, state in zip(basis, others, strict=True):
+            value = jtu.tree_map(lambda v, c, w=weight: v + _scaled(c, w), value, state)
+        return value
 
     def stiffness(
         self, field: Field, t: Array, dt: Array, u: State, memory: PyTree

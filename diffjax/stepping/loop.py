@@ -167,10 +167,8 @@ def by_saves(plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
 
 def saver_zeros(saver: Saver, record: Record) -> PyTree:
     """Zero coefficients, whose extension is the initial state."""
-    shapes = jax.eval_shape(saver.dense, record)
-    return jtu.tree_map(
-        lambda s, x: jnp.zeros(s.shape, s.dtype).at[0].set(x), shapes, record.u
-    )
+    _, *others = jax.eval_shape(saver.dense, record)
+    return (record.u, *jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), others))
 
 
 def steps_done(carry: Any) -> Int[Array, ""]:

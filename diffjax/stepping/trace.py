@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
@@ -38,7 +39,50 @@ def trace_field(
         return jtu.tree_map(lambda x: x * jnp.asarray(direction).astype(x.dtype), out)
 
     closed = jax.make_jaxpr(derivative)(leaves, t, *jtu.tree_leaves(layout.ravel(u)))
-    return closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves))
+    return _hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)))
+
+
+# An array may grow by so much, or to this many elements, in what is computed ahead of the solve.
+_HOIST_GROWTH = 2
+_HOIST_SIZE = 1024
+
+
+def _hoist(jaxpr: Any, args: tuple[Array, ...]) -> tuple[Any, tuple[Array, ...]]:
+    """Compute ahead what a vector field computes from its parameters alone.
+
+    Unpacking `a, b = p`, or a transformation of the parameters, would be done again in every stage
+    of every step, and its transpose too, which for an unpacked vector is a pad and a sum. Here it
+    is done once before the solve; its results take the place of the parameters.
+    """
+    n_leaves = len(args) - len(jaxpr.constvars)
+    parameters = [*jaxpr.constvars, *jaxpr.invars[:n_leaves]]
+    known = set(parameters)
+
+    def is_known(v: Any) -> bool:
+        return isinstance(v, jex.Literal) or v in known
+
+    def stays_small(eqn: Any) -> bool:
+        sizes = [v.aval.size for v in eqn.invars]
+        largest = max(_HOIST_SIZE, _HOIST_GROWTH * max(sizes, default=0))
+        return all(v.aval.size <= largest for v in eqn.outvars)
+
+    ahead, rest = [], []
+    for eqn in jaxpr.eqns:
+        if not eqn.effects and all(map(is_known, eqn.invars)) and stays_small(eqn):
+            ahead.append(eqn)
+            known.update(eqn.outvars)
+        else:
+            rest.append(eqn)
+    used = [v for eqn in rest for v in eqn.invars] + list(jaxpr.outvars)
+    passed = list(dict.fromkeys(v for v in used if not isinstance(v, jex.Literal) and v in known))
+    names = jaxpr.debug_info.with_unknown_names()
+    before = jaxpr.replace(
+        constvars=[], invars=parameters, outvars=passed, eqns=ahead, debug_info=names
+    )
+    field = jaxpr.replace(
+        constvars=[], invars=[*passed, *jaxpr.invars[n_leaves:]], eqns=rest, debug_info=names
+    )
+    return field, tuple(jex.jaxpr_as_fun(jex.ClosedJaxpr(before, ()))(*args))
 
 
 def _checked(du: PyTree, u: PyTree) -> PyTree:
