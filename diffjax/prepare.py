@@ -165,7 +165,8 @@ class Ready(NamedTuple):
         else:
             t, n = t_end[None], ended.astype(jnp.int32)
             row = self.plan.observe(self.inputs.save_args, outcome.u_end, outcome.t_end)
-            u = self._rows([_nan_unless(ended, x)[None] for x in row])
+            # A product, so that the derivative of what was not reached is NaN as well.
+            u = self._rows([x[None] * _one_or_nan(ended, x) for x in row])
         result = {
             "t": t,
             "u": u,
@@ -190,7 +191,10 @@ class Ready(NamedTuple):
         """Saves at t0 itself, as values of the tangent there: the same numbers, but with the
         derivative f with respect to the save time."""
         inputs, field = self.inputs, self.plan.field(self.inputs)
-        slope = field.f(inputs.t0, inputs.u0)
+        # Where f is not finite the solve has failed, but its start is still known.
+        slope = jtu.tree_map(
+            lambda d: jnp.where(jnp.isfinite(d), d, 0), field.f(inputs.t0, inputs.u0)
+        )
 
         def at(ts: Array) -> list[Array]:
             u = jtu.tree_map(
@@ -248,6 +252,11 @@ class Ready(NamedTuple):
             for name in names
         }
         return {**counted, "naccept": outcome.naccept, "nreject": outcome.nreject}
+
+
+def _one_or_nan(reached: Array, x: Array) -> Array:
+    nan = jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 1
+    return jnp.where(reached, 1, nan).astype(x.dtype)
 
 
 def _nan_unless(kept: Array, x: Array) -> Array:

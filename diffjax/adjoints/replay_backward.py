@@ -99,6 +99,7 @@ class _Backward:
         if self.steps.saves:
             assert self.residuals.saved is not None
             j = self.residuals.saved - 1
+            point = point._replace(u=self._poisoned(point.u))
         carry = _Carry(
             point,
             [jnp.zeros_like(x) for x in self._group("step")[0]],
@@ -106,6 +107,20 @@ class _Backward:
             j,
         )
         return vary_alike((carry, self.residuals, cotangent_leaves(given)))[0]
+
+    def _poisoned(self, u: PyTree) -> PyTree:
+        """NaN where a cotangent came for a save that was not reached: a loss that looks at one
+        must not get a gradient that looks right."""
+        poison = jnp.zeros(self._lane_shape(), bool)
+
+        def unreached(g: Array, saved: Array) -> Array:
+            late = jnp.arange(g.shape[0], dtype=saved.dtype) >= saved
+            return jnp.any(masked(late, g) != 0)
+
+        for g in self.cotangents.rows or []:
+            if g is not None:
+                poison |= self.lanes(unreached, True, True)(g, self.residuals.saved)
+        return chosen(poison, jtu.tree_map(lambda x: jnp.full_like(x, jnp.nan), u), u)
 
     def _lane_shape(self) -> tuple[int, ...]:
         return tuple(reversed(self.lanes.sizes))

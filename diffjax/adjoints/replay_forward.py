@@ -164,7 +164,21 @@ class _Forward:
         t_end = carry.point.t
         if t_end is None:
             t_end = jnp.zeros_like(self.inputs.t0)
-        return Smooth(carry.rows, carry.point.u, t_end, carry.tape_t, carry.tape_u)
+        return Smooth(self._reached(carry.rows), carry.point.u, t_end, carry.tape_t, carry.tape_u)
+
+    def _reached(self, rows: list[Array] | None) -> list[Array] | None:
+        """NaN for saves that were not reached, like the saves themselves."""
+        if rows is None:
+            return None
+        saved = self.residuals.saved
+        assert saved is not None
+        kept = jnp.arange(rows[0].shape[0], dtype=saved.dtype) < saved
+
+        def reached(x: Array) -> Array:
+            fill = jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0
+            return jnp.where(kept.reshape((-1,) + (1,) * (x.ndim - 1)), x, fill)
+
+        return [reached(x) for x in rows]
 
 
 def _mark(carry: _Carry, number: Array) -> _Carry:
