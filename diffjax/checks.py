@@ -19,7 +19,7 @@ from .solution import concrete
 # A relative tolerance below this many units of rounding cannot be met.
 MIN_RTOL_ULPS = 10.0
 # How far outside the span a save time may lie by rounding, relative to the span.
-_SPAN_SLACK = 1e-6
+SPAN_SLACK = 1e-6
 
 
 def check_type(name: str, value: Any, wanted: type, example: str) -> None:
@@ -137,7 +137,7 @@ def _check_times(name: str, times: np.ndarray, ends: tuple[float, float] | None)
             f"{name} must be sorted in the direction of the solve, from {t0} to {t1}; "
             f"got {times[:4].tolist()}..."
         )
-    slack = _SPAN_SLACK * abs(t1 - t0)
+    slack = SPAN_SLACK * abs(t1 - t0)
     low, high = min(ends) - slack, max(ends) + slack
     outside = (times < low) | (times > high)
     if np.any(outside):

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .algorithms.base import Algorithm
+from .checks import SPAN_SLACK
 from .problems.base import Problem, tree_of_arrays
 from .problems.parts import Parts, UserFunction, is_array
 from .progress import report
@@ -92,14 +93,23 @@ def _times(arguments: Arguments, tspan: Any, dtype: Any) -> Times:
     def turned(t: Any) -> Any:
         return t if isinstance(direction, float) and direction == 1.0 else t * direction
 
+    t0, t1 = turned(t0), turned(t1)
     return Times(
         span=(float(tspan[0]), float(tspan[1])) if static else None,
         direction=direction,
-        t0=turned(t0),
-        t1=turned(t1),
-        saves=None if saves is None else turned(saves),
+        t0=t0,
+        t1=t1,
+        saves=None if saves is None else _inside(turned(saves), t0, t1),
         stops=None if stops is None else turned(jnp.asarray(stops, dtype)),
     )
+
+
+def _inside(saves: Array, t0: Array, t1: Array) -> Array:
+    """Save times that rounding has put just outside the span, put back; their derivative stays."""
+    slack = SPAN_SLACK * (t1 - t0)
+    near = (saves >= t0 - slack) & (saves <= t1 + slack)
+    moved = jnp.where(near, jnp.clip(saves, t0, t1), saves)
+    return saves + jax.lax.stop_gradient(moved - saves)
 
 
 def spaced(t0: float, t1: float, spacing: float) -> np.ndarray:
@@ -301,6 +311,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         fixed_dt=fixed_dt,
         grid=grid,
         every_step=options.save_every or options.dense,
+        ends_on_save=isinstance(arguments.saveat, float),
         progress=report if options.progress else None,
     )
     saves = None if options.save_every else times.saves

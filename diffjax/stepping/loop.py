@@ -116,6 +116,7 @@ class _BySaves(NamedTuple):
     coefficients: PyTree
     dense_at: Int[Array, ""] | None
     ndense: Int[Array, ""]
+    saved: Int[Array, ""]
 
 
 def by_saves(plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
@@ -128,7 +129,8 @@ def by_saves(plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
     zero = jnp.zeros((), jnp.int32)
     # Extra stages of the extension are computed once a step however many saves fall into it.
     coefficients = saver_zeros(saver, record) if saver.lazy else None
-    loop = _BySaves(carry, record, coefficients, zero - 1 if saver.lazy else None, zero)
+    dense_at = zero - 1 if saver.lazy else None
+    loop = _BySaves(carry, record, coefficients, dense_at, zero, zero)
     loop = vary_alike((loop, inputs, settings))[0]
 
     def advance(loop: _BySaves) -> _BySaves:
@@ -146,7 +148,7 @@ def by_saves(plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
         ndense = loop.ndense + stale.astype(jnp.int32)
         return loop._replace(coefficients=coefficients, dense_at=step, ndense=ndense)
 
-    def to_save(loop: _BySaves, ts: Array) -> tuple[_BySaves, tuple[list[Array], Array]]:
+    def to_save(loop: _BySaves, ts: Array) -> tuple[_BySaves, list[Array]]:
         def pending(loop: _BySaves) -> Array:
             return stepper.active(loop.carry) & (stepper.time(loop.carry) < ts)
 
@@ -156,13 +158,13 @@ def by_saves(plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
         row = saver.row(coefficients, loop.record, ts)
         reached = stepper.time(loop.carry) >= ts
         row = [jnp.where(reached, x, _nan_like(x)) for x in row]
-        return loop, (row, reached)
+        return loop._replace(saved=loop.saved + reached.astype(jnp.int32)), row
 
-    loop, (rows, reached) = jax.lax.scan(to_save, loop, inputs.saves)
-    carry = _finish(stepper, loop.carry, many=False)
-    return _outcome(
-        stepper, carry, rows=rows, ndense=loop.ndense, saved=jnp.sum(reached, dtype=jnp.int32)
-    )
+    loop, rows = jax.lax.scan(to_save, loop, inputs.saves)
+    carry = loop.carry
+    if not plan.ends_on_save:
+        carry = _finish(stepper, carry, many=False)
+    return _outcome(stepper, carry, rows=rows, ndense=loop.ndense, saved=loop.saved)
 
 
 def saver_zeros(saver: Saver, record: Record) -> PyTree:
@@ -222,12 +224,19 @@ def _outcome(
     )
 
 
+class _Saving(NamedTuple):
+    """What has been saved; `next_save` is the time of the save that comes next, or infinity."""
+
+    saved: Int[Array, ""]
+    next_save: Float[Array, ""]
+    rows: list[Array]
+
+
 class _BySteps(NamedTuple):
     carry: Any
     first_step: Int[Array, ""]
     iteration: Int[Array, ""]
-    saved: Int[Array, ""] | None
-    rows: list[Array] | None
+    saving: _Saving | None
     tape: Tape | None
     ndense: Int[Array, ""]
 
@@ -257,19 +266,29 @@ class ByStepsDriver:
     def start(self, carry: Any, tape_length: int | None, saving: bool) -> _BySteps:
         inputs = self.inputs
         zero = jnp.zeros((), jnp.int32)
-        saved, rows = None, None
-        if saving and inputs.saves is not None:
-            initial = inputs.saves <= inputs.t0
-            saved = jnp.sum(initial, dtype=jnp.int32)
-            rows = [
-                jnp.where(initial.reshape((-1,) + (1,) * x.ndim), x, jnp.zeros_like(x))
-                for x in self.saver.initial_row()
-            ]
-        tape = None if tape_length is None else new_tape(
-            tape_length, inputs, landings=self.keep.landings
-        )
-        loop = _BySteps(carry, steps_done(carry), zero, saved, rows, tape, zero)
+        tape = None
+        if tape_length is not None:
+            tape = new_tape(tape_length, inputs, landings=self.keep.landings)
+        saved = self._initial_saves() if saving and inputs.saves is not None else None
+        loop = _BySteps(carry, steps_done(carry), zero, saved, tape, zero)
         return vary_alike((loop, inputs, self.settings))[0]
+
+    def _schedule(self) -> Float[Array, " saves+1"]:
+        """The save times, and one that never comes."""
+        saves = self.inputs.saves
+        assert saves is not None
+        return jnp.concatenate([saves, jnp.full(1, jnp.inf, saves.dtype)])
+
+    def _initial_saves(self) -> _Saving:
+        """Everything NaN until it is reached, but for the saves at the start."""
+        schedule, inputs = self._schedule(), self.inputs
+        initial = schedule[:-1] <= inputs.t0
+        saved = jnp.sum(initial, dtype=jnp.int32)
+        rows = [
+            jnp.where(initial.reshape((-1,) + (1,) * x.ndim), x, _nan_like(x))
+            for x in self.saver.initial_row()
+        ]
+        return _Saving(saved, schedule[saved], rows)
 
     def active(self, loop: _BySteps) -> Array:
         return any_lane(self.stepper.active(loop.carry))
@@ -283,20 +302,13 @@ class ByStepsDriver:
                 number = steps_done(loop.carry) - loop.first_step
             tape = tape.write(number, record)
         loop = loop._replace(carry=carry, tape=tape, iteration=loop.iteration + 1)
-        return loop if loop.rows is None else self._save(loop, record)
-
-    def _due(self, loop: _BySteps, record: Record) -> Bool[Array, ""]:
-        """Whether the next save time lies in this step."""
-        saves = self.inputs.saves
-        assert saves is not None and loop.saved is not None
-        next_save = saves[jnp.minimum(loop.saved, saves.shape[0] - 1)]
-        inside = next_save <= self.stepper.time(loop.carry)
-        return (loop.saved < saves.shape[0]) & inside & record.accepted
+        return loop if loop.saving is None else self._save(loop, record)
 
     def _save(self, loop: _BySteps, record: Record) -> _BySteps:
         if not self.saver.lazy:
             return self._save_due(loop, record, self.saver.dense(record))
-        due = self._due(loop, record)
+        assert loop.saving is not None
+        due = (loop.saving.next_save <= self.stepper.time(loop.carry)) & record.accepted
         loop = loop._replace(ndense=loop.ndense + due.astype(jnp.int32))
         return jax.lax.cond(
             any_lane(due),
@@ -306,27 +318,26 @@ class ByStepsDriver:
         )
 
     def _save_due(self, loop: _BySteps, record: Record, coefficients: PyTree) -> _BySteps:
-        saves = self.inputs.saves
-        assert saves is not None
-        count = saves.shape[0]
+        schedule, reached = self._schedule(), self.stepper.time(loop.carry)
 
-        def write(state: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
-            saved, rows = state
-            due = self._due(loop._replace(saved=saved), record)
-            row = self.saver.row(coefficients, record, saves[jnp.minimum(saved, count - 1)])
-            if not self.many:
-                rows = [put(x, r, saved) for x, r in zip(rows, row, strict=True)]
-            else:
+        def due(saving: _Saving) -> Bool[Array, ""]:
+            return (saving.next_save <= reached) & record.accepted
+
+        def write(saving: _Saving) -> _Saving:
+            row = self.saver.row(coefficients, record, saving.next_save)
+            saved = saving.saved + due(saving).astype(jnp.int32)
+            if self.many:
                 # Lanes that have nothing to save write nowhere.
-                index = jnp.where(due, saved, count)
-                rows = [x.at[index].set(r, mode="drop") for x, r in zip(rows, row, strict=True)]
-            return saved + due.astype(jnp.int32), rows
+                place = jnp.where(due(saving), saving.saved, schedule.shape[0])
+                pairs = zip(saving.rows, row, strict=True)
+                rows = [x.at[place].set(r, mode="drop") for x, r in pairs]
+            else:
+                rows = [put(x, r, saving.saved) for x, r in zip(saving.rows, row, strict=True)]
+            return _Saving(saved, schedule[saved], rows)
 
-        def pending(state: tuple[Array, list[Array]]) -> Array:
-            return any_lane(self._due(loop._replace(saved=state[0]), record))
-
-        saved, rows = jax.lax.while_loop(pending, write, (loop.saved, loop.rows))
-        return loop._replace(saved=saved, rows=rows)
+        assert loop.saving is not None
+        saving = jax.lax.while_loop(lambda s: any_lane(due(s)), write, loop.saving)
+        return loop._replace(saving=saving)
 
     def run(self, loop: _BySteps, most: int | None = None) -> _BySteps:
         """Advance to the end, or by `most` further iterations."""
@@ -339,14 +350,9 @@ class ByStepsDriver:
         return jax.lax.while_loop(pending, self.advance, loop)
 
     def finish(self, loop: _BySteps, tape: Tape | Snapshots | None) -> Outcome:
-        rows = loop.rows
-        if rows is not None:
-            assert loop.saved is not None
-            kept = jnp.arange(rows[0].shape[0], dtype=jnp.int32) < loop.saved
-            rows = [
-                jnp.where(kept.reshape((-1,) + (1,) * (x.ndim - 1)), x, _nan_like(x)) for x in rows
-            ]
-        return _outcome(self.stepper, loop.carry, rows, tape, loop.ndense, loop.saved)
+        saving = loop.saving
+        rows, saved = (None, None) if saving is None else (saving.rows, saving.saved)
+        return _outcome(self.stepper, loop.carry, rows, tape, loop.ndense, saved)
 
 
 def by_steps(

@@ -55,6 +55,7 @@ class Plan:
     - `fixed_dt`: the size of fixed steps whose last one is cut short to end at t1; None for
         `fixed_steps` equal ones.
     - `every_step`: give back all accepted steps (`saveat="steps"`, `dense=True`).
+    - `ends_on_save`: the last save time is the end of the span, for certain.
     - `progress`: called in the loop with the fraction done before and after a step and whether
         the solve goes on, or None.
     """
@@ -68,6 +69,7 @@ class Plan:
     fixed_dt: float | None
     grid: tuple[float, ...] | None
     every_step: bool
+    ends_on_save: bool
     progress: Any
 
     def field(self, inputs: Inputs) -> Field:
