@@ -95,7 +95,9 @@ def check_saving(saveat: Any, save_idxs: Any, save_fn: Any, prob: Problem) -> No
         return
     if isinstance(saveat, str):
         if saveat != "steps":
-            raise ValueError(f'saveat must be a number, times, a function or "steps", got {saveat!r}.')
+            raise ValueError(
+                f'saveat must be a number, times, a function or "steps", got {saveat!r}.'
+            )
         return
     if np.ndim(saveat) == 0:
         _check_spacing(saveat, prob)
@@ -190,7 +192,9 @@ def check_tolerance(name: str, tolerance: PyTree, prob: Problem) -> PyTree:
     eps = 0.0
     if not callable(u0) or is_array(u0):
         dtypes = [jnp.result_type(x) for x in jtu.tree_leaves(u0)]
-        eps = max((float(jnp.finfo(d).eps) for d in dtypes if jnp.issubdtype(d, jnp.inexact)), default=0.0)
+        eps = max(
+            (float(jnp.finfo(d).eps) for d in dtypes if jnp.issubdtype(d, jnp.inexact)), default=0.0
+        )
     floor = MIN_RTOL_ULPS * eps if name == "rtol" else 0.0
 
     def judged(leaf: Any) -> Any:

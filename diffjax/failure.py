@@ -48,8 +48,11 @@ def raise_on_failure(sol: Solution, arguments: Arguments, options: Options) -> N
 def _looks_stiff(sol: Solution, arguments: Arguments, options: Options) -> bool:
     """Judge by one more step from where the solve ended."""
     final = sol.final
-    known = [concrete(x) for x in jax.tree_util.tree_leaves((final["t"], final["u"], final["dt"]))]
-    if any(x is None for x in known) or np.ndim(known[0]) > 0 or final["dt"] is None:
+    if final["dt"] is None:
+        return False
+    time = concrete(final["t"])
+    others = [concrete(x) for x in jax.tree_util.tree_leaves((final["u"], final["dt"]))]
+    if time is None or time.ndim > 0 or any(x is None for x in others):
         return False
     estimate = _stiffness(arguments, options, final)
     value = None if estimate is None else concrete(estimate)

@@ -13,7 +13,8 @@ from .prepare import Options, Ready, prepare
 from .problems.base import Problem
 from .problems.parts import Parts, is_array
 from .solve import judge
-from .stepping.loop import Stepper, make_stepper
+from .stepping.outcome import make_stepper
+from .stepping.stepper import Stepper
 
 
 class Integrator(eqx.Module):
@@ -93,10 +94,10 @@ def _step(integrator: Integrator) -> Integrator:
 
 
 def _present(
-    ready: Ready, stepper: Stepper, carry: Any, arguments: Parts, options: Options
+    ready: Ready, stepper: Stepper[Any], carry: Any, arguments: Parts, options: Options
 ) -> Integrator:
     turn = ready.times.direction
-    dt = carry.dt if hasattr(carry, "dt") else stepper.attempt(carry, masked=False)[1].dt
+    dt = carry.dt if hasattr(carry, "dt") else stepper.attempt(carry, masked=False)[1].step.dt
     return Integrator(
         t=stepper.time(carry) * turn,
         u=ready.layout.unravel(carry.u),

@@ -1,6 +1,7 @@
 """Inside the compiled solve: from the user's arguments to a plan, and from its outcome back."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -18,10 +19,12 @@ from .progress import report
 from .stepping.controllers import Controller
 from .stepping.initial_step import INITIAL_STEP_NF
 from .stepping.layout import Layout
-from .stepping.loop import Outcome
+from .stepping.outcome import Outcome
 from .stepping.plan import Inputs, Plan, Settings
 from .stepping.status import ReturnCode
+from .stepping.tape import Tape
 from .stepping.trace import trace_field, trace_saving
+from .stepping.trees import chosen
 from .stepping.varying import mesh_axes, vary_over
 
 
@@ -56,7 +59,7 @@ class Options(NamedTuple):
     throw: bool
 
 
-def _value(argument: Any, *inputs: Any) -> Any:
+def value_of(argument: Any, *inputs: Any) -> Any:
     """An argument that may be given as a function of others."""
     return argument(*inputs) if callable(argument) and not is_array(argument) else argument
 
@@ -145,7 +148,7 @@ def _fixed_plan(
     inner = [turn * t for t in arguments.tstops if turn * t0 < turn * t < turn * t1]
     marks = [turn * t0, *inner, turn * t1]
     grid = [turn * t0]
-    for start, end in zip(marks[:-1], marks[1:], strict=True):
+    for start, end in pairwise(marks):
         grid.extend(spaced(start, end, dt)[1:].tolist())
     return len(grid) - 1, dt, tuple(grid)
 
@@ -169,7 +172,8 @@ class Ready(NamedTuple):
         if self.plan.every_step and options.save_every:
             t, u, n = self._every_step(outcome)
         elif outcome.rows is not None:
-            assert outcome.saved is not None and self.inputs.saves is not None
+            assert outcome.saved is not None
+            assert self.inputs.saves is not None
             t, n = self.inputs.saves * turn, outcome.saved
             u = self._rows(self._with_start(outcome.rows) if self.traced_saves else outcome.rows)
         else:
@@ -189,6 +193,7 @@ class Ready(NamedTuple):
         }
         if options.dense:
             tape = outcome.tape
+            assert isinstance(tape, Tape)
             result["dense"] = {
                 "t": tape.t,
                 "u": tape.u,
@@ -215,10 +220,7 @@ class Ready(NamedTuple):
         assert inputs.saves is not None
         first = inputs.saves <= inputs.t0
         start = jax.vmap(at)(jnp.where(first, inputs.saves, inputs.t0))
-        return [
-            jnp.where(first.reshape((-1,) + (1,) * (x.ndim - 1)), s, x)
-            for s, x in zip(start, rows, strict=True)
-        ]
+        return chosen(first, start, rows)
 
     def _rows(self, rows: list[Array]) -> PyTree:
         if self.saved_structure is not None:
@@ -228,6 +230,7 @@ class Ready(NamedTuple):
 
     def _every_step(self, outcome: Outcome) -> tuple[Array, PyTree, Array]:
         tape = outcome.tape
+        assert isinstance(tape, Tape)
         n = tape.used + 1
         filled = jnp.arange(tape.t.shape[0], dtype=n.dtype) < n
         t = jnp.where(filled, tape.t, jnp.nan)
@@ -237,13 +240,8 @@ class Ready(NamedTuple):
         return t * self.times.direction, self._rows(rows), n
 
     def _final(self, outcome: Outcome, t_end: Array, u_end: PyTree) -> dict[str, Any]:
-        adaptive = self.plan.controller is not None
-        return {
-            "t": t_end,
-            "u": u_end,
-            "dt": outcome.final[0] if adaptive else None,
-            "control": outcome.final[1] if adaptive else None,
-        }
+        dt, control = (None, None) if outcome.final is None else outcome.final
+        return {"t": t_end, "u": u_end, "dt": dt, "control": control}
 
     def _stats(self, outcome: Outcome) -> dict[str, Array]:
         alg, attempts = self.plan.alg, outcome.naccept + outcome.nreject
@@ -290,8 +288,8 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     given = arguments.problem.arguments()
     parts = Parts(given["p"])
     p = parts.value
-    tspan = tuple(_value(given["tspan"], p))
-    u0 = tree_of_arrays(_value(given["u0"], p, tspan[0]))
+    tspan = tuple(value_of(given["tspan"], p))
+    u0 = tree_of_arrays(value_of(given["u0"], p, tspan[0]))
     layout = Layout(u0)
     times = vary_over(axes, _times(arguments, tspan, layout.time_dtype))
     state = vary_over(axes, jtu.tree_map(jnp.asarray, u0))
@@ -363,9 +361,7 @@ def _tolerance(name: str, tolerance: PyTree, layout: Layout, u0: PyTree) -> PyTr
     """A tolerance for each part of the laid-out state: a scalar, or an array like it."""
     leaves = jtu.tree_leaves(tolerance)
     if len(leaves) == 1 and leaves[0].ndim == 0:
-        return jtu.tree_map(
-            lambda x: leaves[0].astype(jnp.finfo(x.dtype).dtype), layout.ravel(u0)
-        )
+        return jtu.tree_map(lambda x: leaves[0].astype(jnp.finfo(x.dtype).dtype), layout.ravel(u0))
     try:
         full = jtu.tree_map(
             lambda x, leaf: jnp.broadcast_to(leaf, x.shape).astype(x.dtype), u0, tolerance

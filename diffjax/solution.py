@@ -4,6 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -108,5 +109,7 @@ def concrete(x: Any) -> np.ndarray | None:
                 break
         else:
             return None
-    known = isinstance(x, jax.Array | np.ndarray | np.generic | int | float | complex | list | tuple)
+    known = isinstance(
+        x, jax.Array | np.ndarray | np.generic | int | float | complex | list | tuple
+    )
     return np.asarray(x) if known else None

@@ -16,10 +16,10 @@ from .adjoints.base import Adjoint
 from .adjoints.discrete import DiscreteAdjoint
 from .algorithms.base import Algorithm
 from .algorithms.explicit_methods import Tsit5, Vern7
+from .failure import raise_on_failure
+from .prepare import Arguments, Options, prepare, value_of
 from .problems.base import Problem, remake
 from .problems.parts import Parts, UserFunction, is_array
-from .prepare import Arguments, Options, prepare
-from .failure import raise_on_failure
 from .solution import ReturnCode, Solution, Stats
 from .stepping.controllers import Controller, PIController
 from .stepping.dense import DenseOutput
@@ -273,5 +273,6 @@ def _hashable(index: Any) -> Any:
 
 def _resumed(prob: Problem, resume: PyTree) -> Problem:
     tspan = prob.arguments()["tspan"]
-    end = (lambda p: (resume["t"], tspan(p)[1])) if callable(tspan) else (resume["t"], tspan[1])
-    return remake(prob, u0=resume["u"], tspan=end)
+    if callable(tspan):
+        return remake(prob, u0=resume["u"], tspan=lambda p: (resume["t"], value_of(tspan, p)[1]))
+    return remake(prob, u0=resume["u"], tspan=(resume["t"], tspan[1]))

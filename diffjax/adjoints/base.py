@@ -2,7 +2,7 @@
 
 import equinox as eqx
 
-from ..stepping.loop import Outcome
+from ..stepping.outcome import Outcome
 from ..stepping.plan import Inputs, Plan, Settings
 
 

@@ -15,7 +15,8 @@ import jax.tree_util as jtu
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
-from ..stepping.loop import Keep, Outcome, integrate
+from ..stepping.loop import integrate
+from ..stepping.outcome import Keep, Outcome
 from ..stepping.plan import Inputs, Plan, Settings
 from ..stepping.tape import Tape
 from .base import Adjoint
@@ -62,9 +63,7 @@ def _solve(
 
     @jax.custom_jvp
     def run(leaves: list[Array], settings: Settings) -> tuple[Smooth, Outcome]:
-        smooth, rest = split(
-            integrate(plan, jtu.tree_unflatten(structure, leaves), settings, keep)
-        )
+        smooth, rest = split(integrate(plan, jtu.tree_unflatten(structure, leaves), settings, keep))
         return smooth, counters.pack(rest)
 
     @partial(run.defjvp, symbolic_zeros=True)
@@ -82,6 +81,7 @@ def _solve(
         again = jtu.tree_unflatten(structure, leaves)
         outcome = _solve(plan, again, settings, kept, checkpoints)
         smooth, rest = split(outcome)
+        assert outcome.tape is not None
         residuals = Residuals(leaves, settings, outcome.tape, outcome.saved)
         recorded = keep.tape or keep.segments is not None
         if not recorded:

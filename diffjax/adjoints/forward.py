@@ -16,7 +16,8 @@ import jax.tree_util as jtu
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
-from ..stepping.loop import Keep, Outcome, integrate
+from ..stepping.loop import integrate
+from ..stepping.outcome import Keep, Outcome
 from ..stepping.plan import Inputs, Plan, Settings
 from .base import Adjoint
 from .linear_map import Level, LinearMap, apply_linear
@@ -58,9 +59,7 @@ class ForwardMode(Adjoint):
             smooth, rest = run(leaves, settings)
             structures = jtu.tree_structure(primals), structure
             linear = _Sensitivity(self.columns, plan, keep, structures, moving, smooth)
-            out = apply_linear(
-                linear, jtu.tree_leaves(primals), [tangents[0][i] for i in moving]
-            )
+            out = apply_linear(linear, jtu.tree_leaves(primals), [tangents[0][i] for i in moving])
             smooth_dot = jtu.tree_unflatten(jtu.tree_structure(smooth), out)
             return (smooth, rest), (smooth_dot, jtu.tree_map(no_tangent, rest))
 

@@ -58,7 +58,9 @@ def apply_linear(
     )
 
 
-def _batched_apply(*args: Array, linear: LinearMap, levels: tuple[Level, ...], n_residuals: int) -> Any:
+def _batched_apply(
+    *args: Array, linear: LinearMap, levels: tuple[Level, ...], n_residuals: int
+) -> Any:
     def one(*args: Array) -> list[Array]:
         return linear.apply(args[:n_residuals], args[n_residuals:])
 
@@ -81,9 +83,7 @@ def _jvp(primals: Any, tangents: Any, **params: Any) -> Any:
         for x, t in zip(primals, tangents, strict=True)
     ]
     out = linear_p.bind(*primals, **params)
-    _, out_dot = jax.jvp(
-        lambda *xs: _batched_apply(*xs, **params), tuple(primals), tuple(tangents)
-    )
+    _, out_dot = jax.jvp(lambda *xs: _batched_apply(*xs, **params), tuple(primals), tuple(tangents))
     return out, out_dot
 
 
@@ -105,9 +105,7 @@ def _batch(
 ) -> Any:
     mapped = [d is not None for d in dims]
     size = next(x.shape[d] for x, d, m in zip(args, dims, mapped, strict=True) if m)
-    args = [
-        jnp.moveaxis(x, d, 0) if m else x for x, d, m in zip(args, dims, mapped, strict=True)
-    ]
+    args = [jnp.moveaxis(x, d, 0) if m else x for x, d, m in zip(args, dims, mapped, strict=True)]
     level = Level(size, tuple(mapped[:n_residuals]), tuple(mapped[n_residuals:]))
     out = linear_p.bind(*args, linear=linear, levels=(*levels, level), n_residuals=n_residuals)
     return out, [0] * len(out)

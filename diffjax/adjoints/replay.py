@@ -9,7 +9,7 @@ Step sizes carry no derivative, except where a step was cut to land on a time th
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import equinox.internal as eqxi
 import jax
@@ -18,10 +18,15 @@ import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
 from ..stepping.fixed import fixed_time
-from ..stepping.loop import Keep, any_lane, retape, steps_done
+from ..stepping.lanes import any_lane
+from ..stepping.loop import retape
+from ..stepping.outcome import Keep
 from ..stepping.plan import Inputs, Plan, Settings
 from ..stepping.tape import Snapshots, Tape
+from ..stepping.trees import chosen
 from .linear_map import Level
+
+Carry = TypeVar("Carry")
 
 
 class Point(NamedTuple):
@@ -32,9 +37,9 @@ class Point(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One row of the tape, as a lane reads it."""
+    """One row of the tape, as a lane reads it; `number` counts from the start of the solve."""
 
-    index: Array
+    number: Array
     t: Array
     t_next: Array
     dt: Array
@@ -55,7 +60,7 @@ def read(tape: Tape, k: Array, first: Array) -> Row:
     """Row k of a tape whose rows are numbered from `first`."""
     active = (tape.dt[k] != 0) & (k < tape.used)
     return Row(
-        index=k + first,
+        number=k + first,
         t=tape.t[k],
         t_next=tape.t[k + 1],
         # A row that is not there is replayed as a step of length one and thrown away.
@@ -93,10 +98,11 @@ class Steps:
         if not self.times:
             return row.t, row.dt, row.t_next
         if self.plan.controller is None:
-            t = fixed_time(self.plan, inputs, row.index)
-            end = fixed_time(self.plan, inputs, row.index + 1)
+            t = fixed_time(self.plan, inputs, row.number)
+            end = fixed_time(self.plan, inputs, row.number + 1)
             return t, end - t, end
-        assert start.t is not None and row.landed is not None
+        assert start.t is not None
+        assert row.landed is not None
         t1 = jnp.reshape(jnp.asarray(inputs.t1), (1,))
         stops = t1 if inputs.stops is None else jnp.concatenate([inputs.stops, t1])
         stop = stops[jnp.maximum(row.landed, 0)]
@@ -139,7 +145,7 @@ class Lanes:
         for i, size in enumerate(self.sizes):
             if want[i] and not have[i]:
                 axis = sum(have[i + 1 :])
-                shape = x.shape[:axis] + (size,) + x.shape[axis:]
+                shape = (*x.shape[:axis], size, *x.shape[axis:])
                 x = jnp.broadcast_to(jnp.expand_dims(x, axis), shape)
                 have = (*have[:i], True, *have[i + 1 :])
         return x
@@ -169,15 +175,6 @@ def max_of(x: Array) -> Array:
 def masked(active: Array, x: PyTree) -> PyTree:
     """`x` where a lane is active, zero elsewhere; lane axes come first."""
     return chosen(active, x, jtu.tree_map(jnp.zeros_like, x))
-
-
-def chosen(active: Array, yes: PyTree, no: PyTree) -> PyTree:
-    """`yes` where a lane is active, `no` elsewhere; lane axes come first."""
-
-    def choose(a: Array, b: Array) -> Array:
-        return jnp.where(active.reshape(active.shape + (1,) * (a.ndim - active.ndim)), a, b)
-
-    return jtu.tree_map(choose, yes, no)
 
 
 def add(x: PyTree, y: PyTree) -> PyTree:
@@ -245,10 +242,21 @@ class Replay:
     residual_structure: Any
     smooth_structure: Any
 
-    @property
-    def lazy(self) -> bool:
-        """Whether what saves need costs evaluations that a step without one should not pay."""
-        return bool(self.plan.alg.dense_counts)
+    def through(
+        self,
+        step: Callable[[Carry, bool], Carry],
+        carry: Carry,
+        due: Callable[[], Array],
+        *,
+        saving: bool,
+    ) -> Carry:
+        """`step(carry, inside)`, looking inside the step only if something may be saved there."""
+        if not saving:
+            return step(carry, False)
+        # What saves need may cost evaluations, which a step without one should not pay.
+        if not self.plan.alg.dense_counts:
+            return step(carry, True)
+        return jax.lax.cond(any_of(due()), lambda c: step(c, True), lambda c: step(c, False), carry)
 
     def segments(self, record: Tape | Snapshots) -> Array:
         return jnp.ones((), jnp.int32) if isinstance(record, Tape) else record.used
@@ -262,4 +270,4 @@ class Replay:
         inputs = jtu.tree_unflatten(self.moving.structure, leaves)
         start, end = record.read(number), record.read(number + 1)
         tape = retape(self.plan, inputs, settings, self.kept, start, end)
-        return tape, steps_done(start)
+        return tape, start.steps

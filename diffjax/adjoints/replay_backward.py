@@ -18,6 +18,7 @@ from jaxtyping import Array, PyTree
 from ..stepping.lanes import one_or_many
 from ..stepping.plan import Inputs
 from ..stepping.tape import Tape
+from ..stepping.trees import chosen
 from ..stepping.varying import vary_alike
 from .linear_map import Level
 from .replay import (
@@ -29,7 +30,6 @@ from .replay import (
     Row,
     add,
     any_of,
-    chosen,
     masked,
     max_of,
     read,
@@ -57,7 +57,8 @@ class _Backward:
         self.replay, self.moving, self.steps = replay, replay.moving, replay.steps
         self.lanes = Lanes(levels)
         count = self.moving.structure.num_leaves
-        flags = list(zip(*(level.residuals for level in levels), strict=True)) or [()] * len(residuals)
+        by_residual = list(zip(*(level.residuals for level in levels), strict=True))
+        flags = by_residual or [()] * len(residuals)
         tangent_flags = list(zip(*(level.tangents for level in levels), strict=True))
         self.out_flags = tangent_flags or [()] * len(self.moving.which)
         residuals = list(residuals)
@@ -72,7 +73,8 @@ class _Backward:
         self.residuals: Residuals = jtu.tree_unflatten(replay.residual_structure, residuals)
         self.leaves = self.residuals.leaves
         self.inputs: Inputs = jtu.tree_unflatten(self.moving.structure, self.leaves)
-        self.input_flags: Inputs = jtu.tree_unflatten(self.moving.structure, self.flags)
+        # Flags in the fields of `Inputs` in place of arrays.
+        self.input_flags: Any = jtu.tree_unflatten(self.moving.structure, self.flags)
         self.primals = [self.leaves[i] for i in self.moving.which]
         self.primal_flags = [self.flags[i] for i in self.moving.which]
         self.cotangents: Smooth = jtu.tree_unflatten(replay.smooth_structure, cotangents)
@@ -219,15 +221,11 @@ class _Backward:
         return carry._replace(j=j, for_save=for_save), between_bar
 
     def retreat(self, carry: _Carry, row: Row) -> _Carry:
-        if not self.steps.saves or self.cotangents.rows is None:
-            return self.step(carry, row, inside=False)
-        if not self.replay.lazy:
-            return self.step(carry, row, inside=True)
-        return jax.lax.cond(
-            any_of(self.due(carry.j, row)),
-            lambda c: self.step(c, row, inside=True),
-            lambda c: self.step(c, row, inside=False),
+        return self.replay.through(
+            lambda c, inside: self.step(c, row, inside),
             carry,
+            lambda: self.due(carry.j, row),
+            saving=self.steps.saves and self.cotangents.rows is not None,
         )
 
     def segment(self, number: Array, carry: _Carry) -> _Carry:
@@ -259,10 +257,11 @@ class _Backward:
             carry = carry._replace(point=self._from_tape(carry.point, number, active))
         return carry
 
-    def initial_saves(self, carry: _Carry) -> tuple[_Carry, PyTree, Array | None]:
-        """Pull back the saves at t0 itself: cotangents of u0 and t0 beside the carry."""
+    def initial_saves(self, carry: _Carry) -> _Carry:
+        """Pull back the saves at t0 itself."""
         given = self.cotangents.rows
-        assert given is not None and carry.j is not None
+        assert given is not None
+        assert carry.j is not None
         primals, flags = self._group("save")
 
         def total(x: Array, j: Array) -> Array:
@@ -291,9 +290,7 @@ class _Backward:
         fill, flags = self.lanes.fill, self.input_flags
         u = [
             fill(x, f, self.lanes.all)
-            for x, f in zip(
-                jtu.tree_leaves(self.inputs.u0), self.flags, strict=False
-            )
+            for x, f in zip(jtu.tree_leaves(self.inputs.u0), self.flags, strict=False)
         ]
         t = fill(self.inputs.t0, flags.t0, self.lanes.all) if self.steps.times else None
         return Point(jtu.tree_unflatten(jtu.tree_structure(self.inputs.u0), u), t)

@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 from ..stepping.lanes import one_or_many
 from ..stepping.plan import Inputs
 from ..stepping.tape import Tape, put
+from ..stepping.trees import chosen, nan_like
 from ..stepping.varying import vary_alike
 from .replay import (
     Inside,
@@ -19,7 +20,6 @@ from .replay import (
     Residuals,
     Row,
     any_of,
-    chosen,
     max_of,
     read,
 )
@@ -58,22 +58,19 @@ class _Forward:
             initial = inputs.saves <= inputs.t0
 
             def first(u0: PyTree, save_args: tuple[Array, ...], t0: Array) -> list[Array]:
-                return self.steps.initial_save(
-                    inputs._replace(u0=u0, save_args=save_args, t0=t0)
-                )
+                return self.steps.initial_save(inputs._replace(u0=u0, save_args=save_args, t0=t0))
 
             dot = _tangents_of((dots.u0, dots.save_args, dots.t0))
             row = jax.jvp(first, (inputs.u0, inputs.save_args, inputs.t0), dot)[1]
-            rows = [
-                jnp.where(initial.reshape((-1,) + (1,) * x.ndim), x, jnp.zeros_like(x))
-                for x in row
-            ]
+            rows = [chosen(initial, x[None], jnp.zeros_like(x)[None]) for x in row]
             j = jnp.sum(initial, dtype=jnp.int32)
         tape_t, tape_u = None, None
         record = self.residuals.record
         if replay.recorded:
-            t, u = (record.t, record.u) if isinstance(record, Tape) else (
-                getattr(record.carry, "t", None), record.carry.u
+            t, u = (
+                (record.t, record.u)
+                if isinstance(record, Tape)
+                else (getattr(record.carry, "t", None), record.carry.u)
             )
             tape_t = None if t is None else jnp.zeros_like(t)
             tape_u = jtu.tree_map(jnp.zeros_like, u)
@@ -82,7 +79,9 @@ class _Forward:
 
     def due(self, j: Array | None, row: Row) -> Array:
         saves = self.inputs.saves
-        assert saves is not None and j is not None and self.residuals.saved is not None
+        assert saves is not None
+        assert j is not None
+        assert self.residuals.saved is not None
         ts = saves[jnp.clip(j, 0, saves.shape[0] - 1)]
         return (j < self.residuals.saved) & (ts <= row.t_next) & row.active
 
@@ -117,22 +116,19 @@ class _Forward:
             rows = [x.at[index].set(v, mode="drop") for x, v in zip(rows, value, strict=True)]
             return j + due.astype(jnp.int32), rows
 
-        assert carry.j is not None and carry.rows is not None
+        assert carry.j is not None
+        assert carry.rows is not None
         j, rows = jax.lax.while_loop(
             lambda state: any_of(self.due(state[0], row)), write, (carry.j, carry.rows)
         )
         return carry._replace(j=j, rows=rows)
 
     def advance(self, carry: _Carry, row: Row) -> _Carry:
-        if not self.steps.saves:
-            return self.step(carry, row, inside=False)
-        if not self.replay.lazy:
-            return self.step(carry, row, inside=True)
-        return jax.lax.cond(
-            any_of(self.due(carry.j, row)),
-            lambda c: self.step(c, row, inside=True),
-            lambda c: self.step(c, row, inside=False),
+        return self.replay.through(
+            lambda c, inside: self.step(c, row, inside),
             carry,
+            lambda: self.due(carry.j, row),
+            saving=self.steps.saves,
         )
 
     def segment(self, number: Array, carry: _Carry) -> _Carry:
@@ -149,8 +145,7 @@ class _Forward:
                 carry = _mark(carry, k)
             return self.advance(carry, read(tape, k, first))
 
-        carry = jax.lax.fori_loop(0, max_of(tape.used), one, carry)
-        return carry
+        return jax.lax.fori_loop(0, max_of(tape.used), one, carry)
 
     def run(self) -> Smooth:
         segments = max_of(self.replay.segments(self.residuals.record))
@@ -173,12 +168,7 @@ class _Forward:
         saved = self.residuals.saved
         assert saved is not None
         kept = jnp.arange(rows[0].shape[0], dtype=saved.dtype) < saved
-
-        def reached(x: Array) -> Array:
-            fill = jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0
-            return jnp.where(kept.reshape((-1,) + (1,) * (x.ndim - 1)), x, fill)
-
-        return [reached(x) for x in rows]
+        return [chosen(kept, x, nan_like(x)) for x in rows]
 
 
 def _mark(carry: _Carry, number: Array) -> _Carry:

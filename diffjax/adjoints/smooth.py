@@ -8,7 +8,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ..stepping.loop import Outcome
+from ..stepping.outcome import Outcome
 from ..stepping.plan import Inputs
 from ..stepping.tape import Snapshots, Tape
 from ..stepping.varying import mesh_axes
@@ -26,9 +26,10 @@ class Smooth(NamedTuple):
 
 def names_of(inputs: Inputs) -> list[str]:
     """The field of `Inputs` that each of its leaves belongs to."""
-    fields = [jtu.tree_map(lambda _, name=name: name, value) for name, value in zip(
-        inputs._fields, inputs, strict=True
-    )]
+    fields = [
+        jtu.tree_map(lambda _, name=name: name, value)
+        for name, value in zip(inputs._fields, inputs, strict=True)
+    ]
     return jtu.tree_leaves(Inputs(*fields))
 
 

@@ -1,1 +1,1 @@
-"""How one step is taken: the contract in `base.py`, a file a family, coefficients in `tableaus/`."""
+"""How a step is taken: the contract in `base.py`, a file a family, coefficients in `tableaus/`."""

@@ -60,7 +60,7 @@ def hold(value: Any) -> Parts | UserFunction:
 
 def hold_span(tspan: Any) -> Parts | UserFunction:
     """Keep `(t0, t1)`: Python numbers are static, arrays are traced; or a function of `p`."""
-    if callable(tspan) and not is_array(tspan):
+    if not is_array(tspan) and callable(tspan):
         return UserFunction(tspan)
     if is_array(tspan) and tspan.ndim == 1:
         tspan = tuple(tspan)

@@ -1,6 +1,6 @@
 """Adaptive steps: one attempted step of a solve whose step size follows the error."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ from ..algorithms.base import State
 from .initial_step import initial_step
 from .plan import Inputs, Plan, Settings, scaled_norm
 from .status import ReturnCode
+from .stepper import Counts, Record, Step, Stepper
+from .trees import where
 
 # A step that would end this close to a time to land on is stretched to land there, so that no
 # sliver of a step is left over (HNW I, subroutine DOPRI5).
@@ -19,27 +21,12 @@ LANDING_STRETCH = 1.01
 MIN_STEP_ULPS = 4.0
 
 
-class Record(NamedTuple):
-    """One attempted step, as savers and the tape see it.
-
-    `landed` is the index of the stop that the step was cut to end on, -1 if none.
-    """
-
-    t: Float[Array, ""]
-    dt: Float[Array, ""]
-    u: State
-    stages: PyTree
-    accepted: bool | Bool[Array, ""] | None
-    landed: Int[Array, ""] | None
-
-
 class AdaptiveState(NamedTuple):
     """What the loop carries; as little as will do, since XLA pays for each leaf.
 
     `dt` is the next step to attempt: zero when the solve is stuck because none is small enough, NaN
     when that is because nothing finite comes back. So how the solve ended is read off at its end,
-    not kept up to date. `t_low` is the rounding error of `t` in single
-    precision.
+    not kept up to date. `t_low` is the rounding error of `t` in single precision.
     """
 
     t: Float[Array, ""]
@@ -52,12 +39,13 @@ class AdaptiveState(NamedTuple):
     nreject: Int[Array, ""]
     next_stop: Int[Array, ""] | None
 
+    @property
+    def steps(self) -> Int[Array, ""]:
+        """How many steps were accepted."""
+        return self.naccept
 
-def where(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
-    return jtu.tree_map(lambda x, y: jnp.where(condition, x, y), yes, no)
 
-
-class AdaptiveStepper:
+class AdaptiveStepper(Stepper[AdaptiveState]):
     """Takes error-controlled steps; the loop around it decides what is kept of them.
 
     With a `limit` it goes no further than that time, and ends a step there.
@@ -66,9 +54,8 @@ class AdaptiveStepper:
     def __init__(
         self, plan: Plan, inputs: Inputs, settings: Settings, limit: Array | None = None
     ) -> None:
-        self.plan, self.inputs, self.settings, self.limit = plan, inputs, settings, limit
-        self.alg = plan.alg
-        self.field = plan.field(inputs)
+        super().__init__(plan, inputs)
+        self.settings, self.limit = settings, limit
         self.rtol = jax.lax.stop_gradient(settings.rtol)
         self.atol = jax.lax.stop_gradient(settings.atol)
         t1 = jnp.reshape(inputs.t1, (1,))
@@ -117,7 +104,6 @@ class AdaptiveStepper:
         return smallest
 
     def active(self, c: AdaptiveState) -> Bool[Array, ""]:
-        """Whether the solve goes on."""
         attempts = c.naccept + c.nreject
         end = self.inputs.t1 if self.limit is None else self.limit
         # A segment that is taken again may need a few more attempts than it did.
@@ -125,12 +111,17 @@ class AdaptiveStepper:
         return (c.t < end) & (c.dt > 0) & (attempts < enough)
 
     def status(self, c: AdaptiveState) -> Int[Array, ""]:
-        """The return code of a solve that is no longer active."""
         code = jnp.where(c.dt == 0, ReturnCode.dt_underflow, ReturnCode.max_steps)
         code = jnp.where(jnp.isnan(c.dt), ReturnCode.unstable, code)
         code = jnp.where(c.t >= self.inputs.t1, ReturnCode.success, code)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(c.u)]))
         return jnp.where(finite, code, ReturnCode.unstable).astype(jnp.int32)
+
+    def counts(self, c: AdaptiveState) -> Counts:
+        return Counts(c.naccept, c.nreject)
+
+    def final(self, c: AdaptiveState) -> tuple[Array, PyTree]:
+        return c.dt, c.control
 
     def time(self, c: AdaptiveState) -> Float[Array, ""]:
         return c.t
@@ -139,7 +130,6 @@ class AdaptiveStepper:
         return c.u
 
     def attempt(self, c: AdaptiveState, *, masked: bool) -> tuple[AdaptiveState, Record]:
-        """One attempted step; `masked` leaves a solve that has ended as it is."""
         stop = self.stops[0] if c.next_stop is None else self.stops[c.next_stop]
         target = stop if self.limit is None else jnp.minimum(stop, self.limit)
         remaining = target - c.t if c.t_low is None else (target - c.t) - c.t_low
@@ -166,12 +156,14 @@ class AdaptiveStepper:
             control=control,
             naccept=c.naccept + step,
             nreject=c.nreject + (tried - step),
-            next_stop=None if c.next_stop is None else c.next_stop + step * on_stop.astype(jnp.int32),
+            next_stop=None
+            if c.next_stop is None
+            else c.next_stop + step * on_stop.astype(jnp.int32),
         )
-        report_progress(self, c, state)
+        self.report_progress(c, state)
         index = jnp.zeros((), jnp.int32) if c.next_stop is None else c.next_stop
         landed = jnp.where(on_stop, index, -1)
-        return state, Record(c.t, dt, c.u, result.stages, accepted, landed)
+        return state, Record(Step(c.t, dt, c.u, result.stages), accepted, landed)
 
     def _next_dt(
         self, c: AdaptiveState, dt: Array, error: Array, accepted: Array, landing: Array
@@ -191,16 +183,6 @@ class AdaptiveStepper:
             proposed = jnp.maximum(proposed, self.settings.dtmin)
         stuck = jnp.where(jnp.isfinite(error), 0.0, jnp.nan)
         return jnp.where(hopeless, stuck, proposed), control
-
-
-def report_progress(stepper: Any, old: Any, new: Any) -> None:
-    """Tell the progress bar, if there is one, what a step has done."""
-    plan, inputs = stepper.plan, stepper.inputs
-    if plan.progress is None:
-        return
-    span = inputs.t1 - inputs.t0
-    before, after = ((stepper.time(c) - inputs.t0) / span for c in (old, new))
-    plan.progress(before, after, jnp.asarray(stepper.active(new)))
 
 
 def _advance_time(

@@ -42,7 +42,9 @@ class DenseOutput(eqx.Module):
     def _at(self, tau: Array, field: Field) -> PyTree:
         count = self.t.shape[0]
         known = jnp.where(jnp.arange(count, dtype=self.used.dtype) <= self.used, self.t, jnp.inf)
-        k = jnp.clip(jnp.searchsorted(known, tau, side="right") - 1, 0, jnp.maximum(self.used - 1, 0))
+        k = jnp.clip(
+            jnp.searchsorted(known, tau, side="right") - 1, 0, jnp.maximum(self.used - 1, 0)
+        )
         t, u = self.t[k], jtu.tree_map(lambda x: x[k], self.u)
         moving = self.used > 0
         dt = jnp.where(moving, self.t[k + 1] - t, 1)

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..algorithms.base import State
-from .adaptive import Record, report_progress
 from .plan import Inputs, Plan
 from .status import ReturnCode
+from .stepper import Counts, Record, Step, Stepper
 
 
 class FixedState(NamedTuple):
@@ -19,6 +19,11 @@ class FixedState(NamedTuple):
     done: Int[Array, ""]
     u: State
     memory: PyTree
+
+    @property
+    def steps(self) -> Int[Array, ""]:
+        """How many steps were taken."""
+        return self.done
 
 
 def fixed_time(plan: Plan, inputs: Inputs, index: Array) -> Float[Array, ""]:
@@ -39,13 +44,8 @@ def fixed_time(plan: Plan, inputs: Inputs, index: Array) -> Float[Array, ""]:
     return jnp.where(index == steps, t1, t)
 
 
-class FixedStepper:
+class FixedStepper(Stepper[FixedState]):
     """Takes a known number of steps of known sizes."""
-
-    def __init__(self, plan: Plan, inputs: Inputs) -> None:
-        self.plan, self.inputs = plan, inputs
-        self.alg = plan.alg
-        self.field = plan.field(inputs)
 
     def init(self) -> FixedState:
         inputs = self.inputs
@@ -56,7 +56,9 @@ class FixedStepper:
         )
 
     def active(self, c: FixedState) -> Bool[Array, ""]:
-        return c.done < self.plan.fixed_steps
+        steps = self.plan.fixed_steps
+        assert steps is not None
+        return c.done < steps
 
     def time(self, c: FixedState) -> Float[Array, ""]:
         return fixed_time(self.plan, self.inputs, c.done)
@@ -71,8 +73,15 @@ class FixedStepper:
         dt = fixed_time(self.plan, self.inputs, c.done + 1) - t
         result = self.alg.step(self.field, t, dt, c.u, c.memory, None)
         state = FixedState(c.done + 1, result.u, result.memory)
-        report_progress(self, c, state)
-        return state, Record(t, dt, c.u, result.stages, True, jnp.full((), -1, jnp.int32))
+        self.report_progress(c, state)
+        landed = jnp.full((), -1, jnp.int32)
+        return state, Record(Step(t, dt, c.u, result.stages), True, landed)
+
+    def counts(self, c: FixedState) -> Counts:
+        return Counts(c.done, jnp.zeros((), jnp.int32))
+
+    def final(self, c: FixedState) -> None:
+        return None
 
     def status(self, c: FixedState) -> Int[Array, ""]:
         """The return code, judged at the end."""

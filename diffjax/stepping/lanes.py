@@ -9,25 +9,28 @@ primitive, so that `vmap` in any order with `jit`, `jvp` and `grad` finds the ri
 from collections.abc import Callable
 from typing import Any
 
+import equinox.internal as eqxi
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 # Operations that XLA's emitter of whole functions can compile. `cond` is not among them: a branch
-# that ignores an operand stops the emitter. Nor are matrix products, which it may hand to a library.
-_NATIVE_PRIMITIVES = frozenset(
-    """abs add add_any and argmax argmin atan2 broadcast_in_dim cbrt ceil clamp complex concatenate
+# that ignores an operand stops the emitter. Nor are matrix products, which it may hand to a
+# library.
+_NATIVE_PRIMITIVES = """
+    abs add add_any and argmax argmin atan2 broadcast_in_dim cbrt ceil clamp complex concatenate
     conj convert_element_type copy copy_p cos cosh custom_jvp_call custom_vjp_call
     custom_vjp_call_jaxpr diffjax_forward_only diffjax_linear diffjax_one_or_many div dynamic_slice
     dynamic_update_slice eq exp exp2 expand_dims expm1 floor ge gt imag integer_pow iota is_finite
     jit le log log1p logistic lt max min mul ne neg not or pad pjit pow real reduce_and reduce_max
     reduce_min reduce_or reduce_sum rem reshape rev round rsqrt scan select_n sign sin sinh slice
     split sqrt square squeeze stack stop_gradient sub tan tanh transpose unstack unvmap_any
-    unvmap_max while""".split()
-)
+    unvmap_max while
+"""
+_NATIVE = frozenset(_NATIVE_PRIMITIVES.split())
 # A field whose arrays are larger than this is left to XLA's parallel kernels.
 _NATIVE_MAX_SIZE = 256
 
@@ -54,10 +57,15 @@ def one_or_many(
     return jtu.tree_unflatten(jtu.tree_structure(shape), out)
 
 
+def any_lane(condition: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Whether the condition holds in any lane of the `vmap`s around; itself never batched."""
+    return eqxi.unvmap_any(condition)
+
+
 def is_native(jaxpr: Any, max_size: int | None = None) -> bool:
     """Whether all operations can be compiled into one function, on arrays up to a size."""
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name not in _NATIVE_PRIMITIVES:
+        if eqn.primitive.name not in _NATIVE:
             return False
         if max_size is not None and any(v.aval.size > max_size for v in eqn.outvars):
             return False
@@ -91,7 +99,9 @@ def _lower_cpu(ctx: Any, *args: Any, single: Any, many: Any, native: bool) -> An
     out = mlir.lower_fun(guarded, multiple_results=True)(ctx, *args)
     # The attribute that XLA's CPU backend itself gives to calls of small loops.
     marks = {"xla_cpu_small_call": "true", "inlineable": "false"}
-    strings = {name: mlir.ir.StringAttr.get(value) for name, value in marks.items()}
+    strings: dict[str, mlir.ir.Attribute] = {
+        name: mlir.ir.StringAttr.get(value) for name, value in marks.items()
+    }
     out[0].owner.attributes["mhlo.frontend_attributes"] = mlir.ir.DictAttr.get(strings)
     return out[: len(single.out_avals)]
 

@@ -106,4 +106,3 @@ def scaled_norm(rtol: PyTree, atol: PyTree, v: State, u0: State, u1: State) -> F
     size = max(sum(x.size for x in leaves), 1)
     widest = np.result_type(*(x.dtype for x in total))
     return jnp.sqrt(sum((x.astype(widest) for x in total), jnp.zeros((), widest)) / size)
-

@@ -23,4 +23,3 @@ class ReturnCode(IntEnum):
     newton_failed = 5
     initial_failed = 6
     event_failed = 7
-

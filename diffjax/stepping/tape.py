@@ -3,18 +3,15 @@
 A tape row is one step `(t, dt, u)`; what happened inside it is recomputed when it is replayed.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..algorithms.base import State
 from .plan import Inputs
-
-if TYPE_CHECKING:
-    from .adaptive import Record
+from .stepper import Record, Stepper
 
 
 def put(buffer: Array, row: Array, number: Array) -> Array:
@@ -25,9 +22,10 @@ def put(buffer: Array, row: Array, number: Array) -> Array:
 class Tape(NamedTuple):
     """Steps in order of time.
 
-    Row k is the step that starts at `t[k]` in state `u[k]`; one row more is the end of the last. A rejected attempt is kept as a row with `dt` zero when lanes of a `vmap`
-    share their row numbers. `landed` is the stop a step was cut to end on, -1 if none; it is kept
-    only for a derivative with respect to times.
+    Row k is the step that starts at `t[k]` in state `u[k]`; one row more is the end of the last. A
+    rejected attempt is kept as a row with `dt` zero when lanes of a `vmap` share their row numbers.
+    `landed` is the stop a step was cut to end on, -1 if none; it is kept only for a derivative with
+    respect to times.
     """
 
     t: Float[Array, " rows+1"]
@@ -36,22 +34,21 @@ class Tape(NamedTuple):
     landed: Int[Array, " rows+1"] | None
     used: Int[Array, ""]
 
-    def write(self, number: Array, record: "Record") -> "Tape":
+    def write(self, number: Array, record: Record) -> "Tape":
         """Row `number`; a rejected step's row is overwritten by the next attempt's."""
+        step = record.step
         return self._replace(
-            t=put(self.t, record.t, number),
-            dt=put(self.dt, jnp.where(record.accepted, record.dt, 0), number),
-            u=jtu.tree_map(lambda buffer, x: put(buffer, x, number), self.u, record.u),
+            t=put(self.t, step.t, number),
+            dt=put(self.dt, jnp.where(record.accepted, step.dt, 0), number),
+            u=jtu.tree_map(lambda buffer, x: put(buffer, x, number), self.u, step.u),
             landed=None if self.landed is None else put(self.landed, record.landed, number),
         )
 
-    def close(self, used: Array, stepper: Any, carry: Any) -> "Tape":
+    def close(self, used: Array, stepper: Stepper[Any], carry: Any) -> "Tape":
         """Add the point at which the last step ended."""
         return self._replace(
             t=put(self.t, stepper.time(carry), used),
-            u=jtu.tree_map(
-                lambda buffer, x: put(buffer, x, used), self.u, stepper.state(carry)
-            ),
+            u=jtu.tree_map(lambda buffer, x: put(buffer, x, used), self.u, stepper.state(carry)),
             used=used,
         )
 

@@ -1,0 +1,226 @@
+"""The driver whose one loop runs over steps.
+
+Under `vmap` lanes must not wait for each other at save times, so here each lane saves when it is
+due. It is also the driver that keeps what a gradient is replayed from: a tape of all steps, or
+the loop's state every so many steps, between which a tape is made when it is needed.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .lanes import any_lane
+from .outcome import Keep, Outcome, make_stepper, outcome_of
+from .plan import Inputs, Plan, Settings
+from .saving import Saver
+from .stepper import Record
+from .tape import Snapshots, Tape, new_tape, put
+from .trees import chosen, nan_like
+from .varying import vary_alike
+
+# How many more attempts a segment may need when it is taken again (see `retape_segment`).
+_SPARE_ATTEMPTS = 8
+
+
+class _Saving(NamedTuple):
+    """What has been saved; `next_save` is the time of the save that comes next, or infinity."""
+
+    saved: Int[Array, ""]
+    next_save: Float[Array, ""]
+    rows: list[Array]
+
+
+class _BySteps(NamedTuple):
+    carry: Any
+    first_step: Int[Array, ""]
+    iteration: Int[Array, ""]
+    saving: _Saving | None
+    tape: Tape | None
+    ndense: Int[Array, ""]
+
+
+class ByStepsDriver:
+    """One loop over steps; saves and tape rows are written as steps are accepted.
+
+    Tape rows are numbered by accepted step. Of many lanes they are numbered by attempt, with the
+    same number in every lane: an unbatched index is what makes the write cheap under `vmap`.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        inputs: Inputs,
+        settings: Settings,
+        keep: Keep,
+        many: bool,
+        limit: Array | None = None,
+    ) -> None:
+        self.inputs, self.settings, self.keep = inputs, settings, keep
+        self.many = many
+        self.compact = not many or plan.every_step
+        self.stepper = make_stepper(plan, inputs, settings, limit)
+        self.saver = Saver(plan, inputs, self.stepper)
+
+    def start(self, carry: Any, tape_length: int | None, saving: bool) -> _BySteps:
+        inputs, tape = self.inputs, None
+        zero = jnp.zeros((), jnp.int32)
+        if tape_length is not None:
+            tape = new_tape(tape_length, inputs, landings=self.keep.landings)
+        saved = self._initial_saves() if saving and inputs.saves is not None else None
+        loop = _BySteps(carry, carry.steps, zero, saved, tape, zero)
+        return vary_alike((loop, inputs, self.settings))[0]
+
+    def _schedule(self) -> Float[Array, " saves+1"]:
+        """The save times, and one that never comes."""
+        saves = self.inputs.saves
+        assert saves is not None
+        return jnp.concatenate([saves, jnp.full(1, jnp.inf, saves.dtype)])
+
+    def _initial_saves(self) -> _Saving:
+        """Everything NaN until it is reached, but for the saves at the start."""
+        schedule, inputs = self._schedule(), self.inputs
+        initial = schedule[:-1] <= inputs.t0
+        saved = jnp.sum(initial, dtype=jnp.int32)
+        row = self.saver.initial_row()
+        rows = [chosen(initial, x[None], nan_like(x)[None]) for x in row]
+        return _Saving(saved, schedule[saved], rows)
+
+    def active(self, loop: _BySteps) -> Array:
+        return any_lane(self.stepper.active(loop.carry))
+
+    def advance(self, loop: _BySteps) -> _BySteps:
+        carry, record = self.stepper.attempt(loop.carry, masked=True)
+        tape = loop.tape
+        if tape is not None:
+            number = loop.iteration
+            if self.compact:
+                number = loop.carry.steps - loop.first_step
+            tape = tape.write(number, record)
+        loop = loop._replace(carry=carry, tape=tape, iteration=loop.iteration + 1)
+        return loop if loop.saving is None else self._save(loop, loop.saving, record)
+
+    def _due(self, carry: Any, saving: _Saving, record: Record) -> Bool[Array, ""]:
+        """Whether the next save lies in the step that led to the carry."""
+        return (saving.next_save <= self.stepper.time(carry)) & record.accepted
+
+    def _save(self, loop: _BySteps, saving: _Saving, record: Record) -> _BySteps:
+        carry = loop.carry
+        if not self.saver.lazy:
+            saving = self._save_due(carry, saving, record, self.saver.dense(record.step))
+            return loop._replace(saving=saving)
+        due = self._due(carry, saving, record)
+        saving = jax.lax.cond(
+            any_lane(due),
+            lambda s: self._save_due(carry, s, record, self.saver.dense(record.step)),
+            lambda s: s,
+            saving,
+        )
+        return loop._replace(saving=saving, ndense=loop.ndense + due.astype(jnp.int32))
+
+    def _save_due(
+        self, carry: Any, saving: _Saving, record: Record, coefficients: PyTree
+    ) -> _Saving:
+        schedule = self._schedule()
+
+        def write(saving: _Saving) -> _Saving:
+            due = self._due(carry, saving, record)
+            row = self.saver.row(coefficients, record.step, saving.next_save)
+            pairs = zip(saving.rows, row, strict=True)
+            if self.many:
+                # Lanes that have nothing to save write nowhere.
+                place = jnp.where(due, saving.saved, schedule.shape[0])
+                rows = [x.at[place].set(r, mode="drop") for x, r in pairs]
+            else:
+                rows = [put(x, r, saving.saved) for x, r in pairs]
+            saved = saving.saved + due.astype(jnp.int32)
+            return _Saving(saved, schedule[saved], rows)
+
+        def pending(saving: _Saving) -> Array:
+            return any_lane(self._due(carry, saving, record))
+
+        return jax.lax.while_loop(pending, write, saving)
+
+    def run(self, loop: _BySteps, most: int | None = None) -> _BySteps:
+        """Advance to the end, or by `most` further iterations."""
+        first = loop.iteration
+
+        def pending(loop: _BySteps) -> Array:
+            more = self.active(loop)
+            return more if most is None else more & (loop.iteration - first < most)
+
+        return jax.lax.while_loop(pending, self.advance, loop)
+
+    def close(self, loop: _BySteps) -> Tape:
+        """The tape, with the point at which the loop has ended."""
+        assert loop.tape is not None
+        used = loop.carry.steps - loop.first_step if self.compact else loop.iteration
+        return loop.tape.close(used, self.stepper, loop.carry)
+
+    def finish(self, loop: _BySteps, tape: Tape | Snapshots | None) -> Outcome:
+        saving = loop.saving
+        rows, saved = (None, None) if saving is None else (saving.rows, saving.saved)
+        return outcome_of(self.stepper, loop.carry, rows, tape, loop.ndense, saved)
+
+
+def by_steps(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, *, many: bool) -> Outcome:
+    """One loop over steps, with or without a tape of them."""
+    driver = ByStepsDriver(plan, inputs, settings, keep, many)
+    length = plan.fixed_steps or plan.max_steps
+    loop = driver.start(driver.stepper.init(), length if keep.tape else None, saving=True)
+    loop = driver.run(loop)
+    return driver.finish(loop, driver.close(loop) if keep.tape else None)
+
+
+def by_segments(
+    plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, *, many: bool
+) -> Outcome:
+    """One loop over steps that keeps the loop's state every so many steps, not every step."""
+    driver = ByStepsDriver(plan, inputs, settings, keep, many)
+    assert keep.segments is not None
+    length = segment_length(plan, keep.segments)
+    loop = driver.start(driver.stepper.init(), None, saving=True)
+    # What `memory` holds is computed again from the state when the segment is. One row more is
+    # where the last segment ended.
+    blank = Snapshots.new(keep.segments + 1, loop.carry._replace(memory=None))
+    snapshots = vary_alike((blank, loop))[0]
+
+    def segment(state: tuple[_BySteps, Snapshots]) -> tuple[_BySteps, Snapshots]:
+        loop, snapshots = state
+        snapshots = snapshots.write(loop.iteration // length, loop.carry._replace(memory=None))
+        return driver.run(loop, length), snapshots
+
+    loop, snapshots = jax.lax.while_loop(
+        lambda state: driver.active(state[0]), segment, (loop, snapshots)
+    )
+    used = -(-loop.iteration // length)
+    snapshots = snapshots.write(used, loop.carry._replace(memory=None))
+    return driver.finish(loop, snapshots._replace(used=used))
+
+
+def retape_segment(
+    plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, start: Any, end: Any, *, many: bool
+) -> Tape:
+    """Take the steps between two snapshots again, keeping a tape of them."""
+    # Compiled into another program, the same arithmetic may round otherwise and choose a slightly
+    # different step. So the segment is taken to the very time at which it ended, and may need a
+    # few attempts more or less.
+    adaptive = plan.controller is not None
+    limit = end.t if adaptive else None
+    driver = ByStepsDriver(plan, inputs, settings, keep, many, limit)
+    stepper = driver.stepper
+    assert keep.segments is not None
+    length = segment_length(plan, keep.segments) + (_SPARE_ATTEMPTS if adaptive else 0)
+    memory = plan.alg.init(stepper.field, stepper.time(start), start.u)
+    carry = start._replace(memory=memory)
+    loop = driver.run(driver.start(carry, length, saving=False), length)
+    tape = driver.close(loop)
+    if not adaptive:
+        return tape
+    # Should they not suffice, the derivative must not look like one.
+    return tape._replace(dt=jnp.where(loop.carry.t >= end.t, tape.dt, jnp.nan))
+
+
+def segment_length(plan: Plan, segments: int) -> int:
+    return -(-(plan.fixed_steps or plan.max_steps) // segments)

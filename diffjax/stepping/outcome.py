@@ -1,0 +1,99 @@
+"""What the drivers share: how a solve starts, how it ends, and what comes back.
+
+`loop.py` says which driver takes which solve. This part stands apart from it, since the drivers
+need it and it needs none of them.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from ..algorithms.base import State
+from .adaptive import AdaptiveStepper
+from .fixed import FixedStepper
+from .lanes import any_lane
+from .plan import Inputs, Plan, Settings
+from .stepper import Stepper
+from .tape import Snapshots, Tape
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What a solve keeps of its steps for whoever replays them.
+
+    - `tape`: all of them.
+    - `segments`: the loop's state at the start of each of this many segments.
+    - `landings`: which steps were cut to end on a given time.
+    """
+
+    tape: bool = False
+    segments: int | None = None
+    landings: bool = False
+
+
+class Outcome(NamedTuple):
+    """What a driver gives back, before anybody looks at it.
+
+    - `rows`: what was saved, arrays with a leading axis over `saves`; None without save times.
+    - `tape`: the accepted steps, if asked for.
+    - `final`: the next step's size and the controller's memory; None for fixed steps.
+    - `saved`: how many save times were reached.
+    """
+
+    rows: list[Array] | None
+    u_end: State
+    t_end: Float[Array, ""]
+    tape: Tape | Snapshots | None
+    final: tuple[Array, PyTree] | None
+    status: Int[Array, ""]
+    naccept: Int[Array, ""]
+    nreject: Int[Array, ""]
+    ndense: Int[Array, ""]
+    saved: Int[Array, ""] | None
+
+
+def make_stepper(
+    plan: Plan, inputs: Inputs, settings: Settings, limit: Array | None = None
+) -> Stepper[Any]:
+    """The stepper of a plan; `limit` is the time that adaptive steps do not pass."""
+    if plan.controller is None:
+        return FixedStepper(plan, inputs)
+    return AdaptiveStepper(plan, inputs, settings, limit)
+
+
+def step_to_end(stepper: Stepper[Any], carry: Any, *, many: bool) -> Any:
+    """Step to the end. Lanes of many go on until the last has ended, which an unbatched condition
+    says; a batched one would make XLA select over the whole carry."""
+
+    def pending(carry: Any) -> Array:
+        return any_lane(stepper.active(carry)) if many else stepper.active(carry)
+
+    return jax.lax.while_loop(pending, lambda c: stepper.attempt(c, masked=many)[0], carry)
+
+
+def outcome_of(
+    stepper: Stepper[Any],
+    carry: Any,
+    rows: list[Array] | None = None,
+    tape: Tape | Snapshots | None = None,
+    ndense: Array | int = 0,
+    saved: Array | None = None,
+) -> Outcome:
+    """The outcome of a solve whose loop has ended with this carry."""
+    u, t = stepper.state(carry), stepper.time(carry)
+    counts = stepper.counts(carry)
+    return Outcome(
+        rows=rows,
+        u_end=u,
+        t_end=t,
+        tape=tape,
+        final=stepper.final(carry),
+        status=stepper.status(carry),
+        naccept=counts.naccept,
+        nreject=counts.nreject,
+        ndense=jnp.asarray(ndense, jnp.int32),
+        saved=saved,
+    )

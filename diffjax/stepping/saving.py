@@ -1,0 +1,108 @@
+"""What is saved inside a step, and the driver for one trajectory that saves.
+
+For one trajectory the fastest program is an outer loop over save times around an inner loop whose
+carry is so small that XLA compiles it to one native function (`by_saves`).
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Int, PyTree
+
+from .outcome import Outcome, make_stepper, outcome_of, step_to_end
+from .plan import Inputs, Plan, Settings
+from .stepper import Step, Stepper
+from .trees import nan_like
+from .varying import vary_alike
+
+
+class Saver:
+    """Evaluates what is to be saved inside a step."""
+
+    def __init__(self, plan: Plan, inputs: Inputs, stepper: Stepper[Any]) -> None:
+        self.plan, self.inputs, self.stepper = plan, inputs, stepper
+        self.lazy = bool(plan.alg.dense_counts)
+
+    def dense(self, step: Step) -> PyTree:
+        alg, field = self.plan.alg, self.stepper.field
+        return alg.dense(field, step.t, step.dt, step.u, step.stages)
+
+    def row(self, coefficients: PyTree, step: Step, ts: Array) -> list[Array]:
+        u = self.plan.alg.interpolate(coefficients, (ts - step.t) / step.dt)
+        return self.plan.observe(self.inputs.save_args, u, ts)
+
+    def initial_row(self) -> list[Array]:
+        inputs = self.inputs
+        return self.plan.observe(inputs.save_args, inputs.u0, inputs.t0)
+
+    def blank_step(self, carry: Any) -> Step:
+        """Stands for the step before the first: constant and of length one."""
+        _, record = jax.eval_shape(partial(self.stepper.attempt, masked=False), carry)
+        stages = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), record.step.stages)
+        t0 = self.inputs.t0
+        return Step(t0, jnp.ones_like(t0), self.inputs.u0, stages)
+
+    def blank_coefficients(self, step: Step) -> PyTree:
+        """Zero coefficients, whose extension is the initial state."""
+        _, *others = jax.eval_shape(self.dense, step)
+        return (step.u, *jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), others))
+
+
+class _BySaves(NamedTuple):
+    carry: Any
+    step: Step
+    coefficients: PyTree
+    dense_at: Int[Array, ""] | None
+    ndense: Int[Array, ""]
+    saved: Int[Array, ""]
+
+
+def by_saves(plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
+    """One trajectory: step up to each save time in turn."""
+    stepper = make_stepper(plan, inputs, settings)
+    saver = Saver(plan, inputs, stepper)
+    assert inputs.saves is not None
+    carry = stepper.init()
+    step = saver.blank_step(carry)
+    zero = jnp.zeros((), jnp.int32)
+    # Extra stages of the extension are computed once a step however many saves fall into it.
+    coefficients = saver.blank_coefficients(step) if saver.lazy else None
+    dense_at = zero - 1 if saver.lazy else None
+    loop = _BySaves(carry, step, coefficients, dense_at, zero, zero)
+    loop = vary_alike((loop, inputs, settings))[0]
+
+    def advance(loop: _BySaves) -> _BySaves:
+        carry, record = stepper.attempt(loop.carry, masked=False)
+        return loop._replace(carry=carry, step=record.step)
+
+    def refreshed(loop: _BySaves) -> _BySaves:
+        if not saver.lazy:
+            return loop
+        done = loop.carry.steps
+        stale = (loop.dense_at != done) & (done > 0)
+        coefficients = jax.lax.cond(
+            stale, lambda c: saver.dense(c.step), lambda c: c.coefficients, loop
+        )
+        ndense = loop.ndense + stale.astype(jnp.int32)
+        return loop._replace(coefficients=coefficients, dense_at=done, ndense=ndense)
+
+    def to_save(loop: _BySaves, ts: Array) -> tuple[_BySaves, list[Array]]:
+        def pending(loop: _BySaves) -> Array:
+            return stepper.active(loop.carry) & (stepper.time(loop.carry) < ts)
+
+        loop = jax.lax.while_loop(pending, advance, loop)
+        loop = refreshed(loop)
+        coefficients = loop.coefficients if saver.lazy else saver.dense(loop.step)
+        row = saver.row(coefficients, loop.step, ts)
+        reached = stepper.time(loop.carry) >= ts
+        row = [jnp.where(reached, x, nan_like(x)) for x in row]
+        return loop._replace(saved=loop.saved + reached.astype(jnp.int32)), row
+
+    loop, rows = jax.lax.scan(to_save, loop, inputs.saves)
+    carry = loop.carry
+    if not plan.ends_on_save:
+        carry = step_to_end(stepper, carry, many=False)
+    return outcome_of(stepper, carry, rows=rows, ndense=loop.ndense, saved=loop.saved)

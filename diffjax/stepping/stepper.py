@@ -1,0 +1,91 @@
+"""The contract between a loop over steps and what takes one of them.
+
+A loop knows no step-size control: it carries a state that only the stepper looks into, asks
+whether the solve goes on and where it stands, and is handed each attempted step as a `Record`.
+"""
+
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ..algorithms.base import State
+from .plan import Inputs, Plan
+
+Carry = TypeVar("Carry")
+
+
+class Step(NamedTuple):
+    """A step from `(t, u)` to `t + dt`, and the stages that its extension is made of."""
+
+    t: Float[Array, ""]
+    dt: Float[Array, ""]
+    u: State
+    stages: PyTree
+
+
+class Record(NamedTuple):
+    """One attempted step, as savers and the tape see it.
+
+    `landed` is the index of the stop that the step was cut to end on, -1 if none.
+    """
+
+    step: Step
+    accepted: bool | Bool[Array, ""]
+    landed: Int[Array, ""]
+
+
+class Counts(NamedTuple):
+    """Steps so far."""
+
+    naccept: Int[Array, ""]
+    nreject: Int[Array, ""]
+
+
+class Stepper(Generic[Carry]):
+    """Base class. A carry is a named tuple with fields `u` and `memory` and a property `steps`,
+    the number of accepted ones."""
+
+    def __init__(self, plan: Plan, inputs: Inputs) -> None:
+        self.plan, self.inputs = plan, inputs
+        self.alg = plan.alg
+        self.field = plan.field(inputs)
+
+    def init(self) -> Carry:
+        """The carry before the first step."""
+        raise NotImplementedError
+
+    def active(self, c: Carry) -> Bool[Array, ""]:
+        """Whether the solve goes on."""
+        raise NotImplementedError
+
+    def time(self, c: Carry) -> Float[Array, ""]:
+        raise NotImplementedError
+
+    def state(self, c: Carry) -> State:
+        raise NotImplementedError
+
+    def attempt(self, c: Carry, *, masked: bool) -> tuple[Carry, Record]:
+        """One attempted step; `masked` leaves a solve that has ended as it is."""
+        raise NotImplementedError
+
+    def counts(self, c: Carry) -> Counts:
+        raise NotImplementedError
+
+    def status(self, c: Carry) -> Int[Array, ""]:
+        """The return code of a solve that is no longer active."""
+        raise NotImplementedError
+
+    def final(self, c: Carry) -> tuple[Array, PyTree] | None:
+        """The next step's size and the controller's memory, to resume with; None if there is no
+        controller."""
+        raise NotImplementedError
+
+    def report_progress(self, old: Carry, new: Carry) -> None:
+        """Tell the progress bar, if there is one, what a step has done."""
+        report: Any = self.plan.progress
+        if report is None:
+            return
+        span = self.inputs.t1 - self.inputs.t0
+        before, after = ((self.time(c) - self.inputs.t0) / span for c in (old, new))
+        report(before, after, jnp.asarray(self.active(new)))

@@ -1,0 +1,26 @@
+"""Choosing between two pytrees, leaf by leaf."""
+
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, PyTree
+
+
+def where(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
+    """`yes` or `no` by one scalar condition."""
+    return jtu.tree_map(lambda x, y: jnp.where(condition, x, y), yes, no)
+
+
+def chosen(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
+    """`yes` or `no` by a condition whose axes are the first of every leaf of theirs."""
+
+    def choose(a: Array, b: Array) -> Array:
+        shape = condition.shape + (1,) * (a.ndim - condition.ndim)
+        return jnp.where(condition.reshape(shape), a, b)
+
+    return jtu.tree_map(choose, yes, no)
+
+
+def nan_like(x: Array) -> Array:
+    """NaN in the shape of `x`; zero where its dtype has no NaN."""
+    fill = jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0
+    return jnp.full_like(x, fill)
