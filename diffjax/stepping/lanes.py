@@ -6,6 +6,7 @@ the opposite program is best: few iterations over wide arrays. `one_or_many` hol
 primitive, so that `vmap` in any order with `jit`, `jvp` and `grad` finds the right one.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,8 @@ _NATIVE_PRIMITIVES = """
     unvmap_max while
 """
 _NATIVE = frozenset(_NATIVE_PRIMITIVES.split())
+# A way out, should a version of XLA ever not compile them: DIFFJAX_NATIVE=0 in the environment.
+_NATIVE_ON = os.environ.get("DIFFJAX_NATIVE", "1") != "0"
 # A field whose arrays are larger than this is left to XLA's parallel kernels.
 _NATIVE_MAX_SIZE = 256
 
@@ -85,7 +88,7 @@ def _apply(*args: Array, single: Any, many: Any, native: bool) -> list[Array]:
 
 def _lower_cpu(ctx: Any, *args: Any, single: Any, many: Any, native: bool) -> Any:
     """Lower to one call that XLA compiles as one function, where it can."""
-    if not (native and _at_top(ctx) and is_native(single.jaxpr)):
+    if not (_NATIVE_ON and native and _at_top(ctx) and is_native(single.jaxpr)):
         return _lower(ctx, *args, single=single, many=many, native=native)
 
     # The emitter stops at an argument that nothing in the function uses. So all are given back as
