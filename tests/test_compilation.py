@@ -49,6 +49,7 @@ def test_the_field_is_traced_once(alg: dj.Algorithm, options: dict[str, Any]) ->
     assert f.traces == 1
 
 
+@pytest.mark.slow
 def test_the_field_is_traced_once_under_transformations() -> None:
     """A gradient and a vmap replay what was traced."""
     for transform in (jax.grad, jax.jacfwd, lambda f: jax.vmap(jax.grad(f)), jax.hessian):

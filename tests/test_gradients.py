@@ -48,6 +48,7 @@ def published_loss(case: GradientCase, adjoint: Any = None, **options: Any) -> C
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 
 
+@pytest.mark.slow
 @EVERY_ADJOINT
 @pytest.mark.parametrize("case", GRADIENTS, ids=lambda c: c.case.name)
 def test_published_gradients_in_reverse(case: GradientCase, adjoint: dj.Adjoint) -> None:
@@ -61,6 +62,7 @@ def test_published_gradients_in_reverse(case: GradientCase, adjoint: dj.Adjoint)
         close(got[name], wanted, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", GRADIENTS, ids=lambda c: c.case.name)
 def test_published_gradients_forward(case: GradientCase) -> None:
     """The same by `jacfwd`, through the replay with tangents."""
@@ -124,6 +126,7 @@ def test_equals_a_differentiated_scan(mode: Callable, adjoint: dj.Adjoint) -> No
     close(got, jax.grad(scan, argnums=(0, 1, 2, 3))(*_SCAN_ARGS), 1e-11, 1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adjoint", [ADJOINTS["tape"], ADJOINTS["forward"]], ids=["tape", "fwd"])
 def test_hessian(adjoint: dj.Adjoint) -> None:
     """Forward over reverse, against the scan's Hessian and differences of the gradient."""

@@ -8,10 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import diffjax as dj
 from tests.derivatives import ARGS, EVERY_ADJOINT, close, compare, grown, solve_growth
 from tests.problems import clock, clock_exact
+
+pytestmark = pytest.mark.slow
 
 
 @EVERY_ADJOINT

@@ -84,6 +84,7 @@ def test_saving_never_changes_the_steps(method: Method) -> None:
     close(plain.u_end, saved.u_end, 1e-11)
 
 
+@pytest.mark.slow
 def test_save_idxs_and_save_fn() -> None:
     full = dj.solve(PROB, saveat=1.0, **TIGHT)
     for index in (1, [1, 0], slice(0, 1), np.array([1])):
@@ -107,6 +108,7 @@ def test_save_idxs_and_save_fn() -> None:
 # Dense output -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_dense_output() -> None:
     """`sol(t)` takes any shape, in or outside the solve's jit, and knows where it ends."""
     sol = dj.solve(PROB, dj.Vern7(), dense=True, saveat=0.5, **TIGHT)

@@ -98,6 +98,7 @@ def test_jacobians_of_the_saved_states(adjoint: dj.Adjoint) -> None:
     close(jax.jit(jax.jacrev(states))(P), jax.jit(jax.jacfwd(states))(P), 1e-9, 1e-9)
 
 
+@pytest.mark.slow
 @EVERY_ADJOINT
 def test_vmap_and_grad_commute(adjoint: dj.Adjoint) -> None:
     """vmap of grad, grad of vmap, and a loop of grads."""
@@ -110,11 +111,13 @@ def test_vmap_and_grad_commute(adjoint: dj.Adjoint) -> None:
     close(first, wanted * jnp.asarray([1.0, 0, 0, 0])[:, None], 1e-9)
 
 
+@pytest.mark.slow
 def test_vmap_of_hessian() -> None:
     f = jax.jit(jax.hessian(loss))
     close(jax.jit(jax.vmap(jax.hessian(loss)))(PS[:2]), looped(f, PS[:2]), 1e-8, 1e-8)
 
 
+@pytest.mark.slow
 def test_jvp_of_vmap_of_vmap() -> None:
     def f(p: jax.Array, u0: jax.Array) -> jax.Array:
         inner = jax.vmap(lambda p, u: jnp.sum(solve(p, u).u ** 2), (None, 0))
@@ -142,6 +145,7 @@ def test_scan_over_solves() -> None:
     close(jax.jit(jax.jacrev(chained))(P), jax.jit(jax.jacrev(at_once))(P), 1e-10)
 
 
+@pytest.mark.slow
 @EVERY_ADJOINT
 def test_shard_map(adjoint: dj.Adjoint) -> None:
     """Four devices, JAX's own checks on: values and gradients equal the unsharded ones."""
