@@ -94,7 +94,7 @@ class Bar:
 class SolveProgress:
     """The bar of a running solve, on the host: percents of the span of time.
 
-    It may be started and closed any number of times, since a compiled solve may be run any number
+    It may be opened and closed any number of times, since a compiled solve may be run any number
     of times. Falling behind what is shown means that a new run began after one that was broken
     off. Calls may come from any thread.
     """
@@ -104,11 +104,6 @@ class SolveProgress:
         self._bar: Bar | None = None
         self._shown = 0
         self._lock = Lock()
-
-    def start(self) -> None:
-        """Show an empty bar."""
-        with self._lock:
-            self._restart()
 
     def update(self, fraction: float) -> None:
         """Show that `fraction` of the span, 0 to 1, is done."""
@@ -147,11 +142,6 @@ def progress_callback(fraction: Any, done: Any) -> None:
     _progress.update(float(fraction))
     if done:
         _progress.close()
-
-
-def report_start() -> None:
-    """Inside a traced function: show an empty bar when the compiled program gets here."""
-    jax.debug.callback(_progress.start)
 
 
 def report(before: Float[Array, ""], after: Float[Array, ""], active: Bool[Array, ""]) -> None:
