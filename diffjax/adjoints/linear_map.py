@@ -15,16 +15,10 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
-import numpy as np
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
-
-class Level:
-    """One `vmap` around a linear map: its size and, by argument, whether it is batched."""
-
-    def __init__(self, size: int, residuals: tuple[bool, ...], tangents: tuple[bool, ...]) -> None:
-        self.size, self.residuals, self.tangents = size, residuals, tangents
+from ..stepping.levels import Level as Level
 
 
 class LinearMap:
@@ -77,18 +71,19 @@ def _abstract(*args: Any, linear: LinearMap, levels: tuple[Level, ...], n_residu
 
 def _jvp(primals: Any, tangents: Any, **params: Any) -> Any:
     # Linear in the tangents, smooth in the residuals: both are followed by differentiating the
-    # forward replay, which is a plain loop.
-    tangents = [
-        ad.instantiate_zeros(t) if jnp.issubdtype(x.dtype, jnp.inexact) else _float0(x)
-        for x, t in zip(primals, tangents, strict=True)
-    ]
+    # forward replay.
+    moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
+
+    def of_moving(*values: Array) -> Any:
+        full = list(primals)
+        for i, value in zip(moving, values, strict=True):
+            full[i] = value
+        return _batched_apply(*full, **params)
+
     out = linear_p.bind(*primals, **params)
-    _, out_dot = jax.jvp(lambda *xs: _batched_apply(*xs, **params), tuple(primals), tuple(tangents))
+    primals_moving = [primals[i] for i in moving]
+    _, out_dot = jax.jvp(of_moving, primals_moving, [tangents[i] for i in moving])
     return out, out_dot
-
-
-def _float0(x: Array) -> Any:
-    return np.zeros(jnp.shape(x), jax.dtypes.float0)
 
 
 def _transpose(

@@ -25,7 +25,7 @@ _SPARE_ATTEMPTS = 8
 
 
 class _Saving(NamedTuple):
-    """What has been saved; `next_save` is the time of the save that comes next, or infinity."""
+    """What has been saved; `next_save` is the time of the save that comes next."""
 
     saved: Int[Array, ""]
     next_save: Float[Array, ""]
@@ -44,8 +44,8 @@ class _BySteps(NamedTuple):
 class ByStepsDriver:
     """One loop over steps; saves and tape rows are written as steps are accepted.
 
-    Tape rows are numbered by accepted step. Of many lanes they are numbered by attempt, with the
-    same number in every lane: an unbatched index is what makes the write cheap under `vmap`.
+    Tape rows are numbered by accepted step (`compact`), or by attempt. Of many lanes the attempt
+    has the same number in every lane: an unbatched index makes the write cheap under `vmap`.
     """
 
     def __init__(
@@ -54,12 +54,13 @@ class ByStepsDriver:
         inputs: Inputs,
         settings: Settings,
         keep: Keep,
+        *,
         many: bool,
+        compact: bool = False,
         limit: Array | None = None,
     ) -> None:
         self.inputs, self.settings, self.keep = inputs, settings, keep
-        self.many = many
-        self.compact = not many or plan.every_step
+        self.many, self.compact = many, compact
         self.stepper = make_stepper(plan, inputs, settings, limit)
         self.saver = Saver(plan, inputs, self.stepper)
 
@@ -73,10 +74,12 @@ class ByStepsDriver:
         return vary_alike((loop, inputs, self.settings))[0]
 
     def _schedule(self) -> Float[Array, " saves+1"]:
-        """The save times, and one that never comes."""
-        saves = self.inputs.saves
+        """The save times, and one that never comes; finite, or what lanes compute at it in vain
+        would be NaN and reach their derivatives."""
+        t0, t1, saves = self.inputs.t0, self.inputs.t1, self.inputs.saves
         assert saves is not None
-        return jnp.concatenate([saves, jnp.full(1, jnp.inf, saves.dtype)])
+        never = 2 * jnp.abs(t1) + (t1 - t0) + 1
+        return jnp.concatenate([saves, jax.lax.stop_gradient(never).reshape(1)])
 
     def _initial_saves(self) -> _Saving:
         """Everything NaN until it is reached, but for the saves at the start."""
@@ -107,6 +110,10 @@ class ByStepsDriver:
 
     def _save(self, loop: _BySteps, saving: _Saving, record: Record) -> _BySteps:
         carry = loop.carry
+        if self.many:
+            # Lanes that have ended stand still; dividing by their step would make NaN derivatives.
+            dt = jnp.where(record.accepted, record.step.dt, 1)
+            record = record._replace(step=record.step._replace(dt=dt))
         if not self.saver.lazy:
             saving = self._save_due(carry, saving, record, self.saver.dense(record.step))
             return loop._replace(saving=saving)
@@ -166,7 +173,8 @@ class ByStepsDriver:
 
 def by_steps(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, *, many: bool) -> Outcome:
     """One loop over steps, with or without a tape of them."""
-    driver = ByStepsDriver(plan, inputs, settings, keep, many)
+    compact = not many or plan.every_step
+    driver = ByStepsDriver(plan, inputs, settings, keep, many=many, compact=compact)
     length = plan.fixed_steps or plan.max_steps
     loop = driver.start(driver.stepper.init(), length if keep.tape else None, saving=True)
     loop = driver.run(loop)
@@ -177,7 +185,7 @@ def by_segments(
     plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, *, many: bool
 ) -> Outcome:
     """One loop over steps that keeps the loop's state every so many steps, not every step."""
-    driver = ByStepsDriver(plan, inputs, settings, keep, many)
+    driver = ByStepsDriver(plan, inputs, settings, keep, many=many)
     assert keep.segments is not None
     length = segment_length(plan, keep.segments)
     loop = driver.start(driver.stepper.init(), None, saving=True)
@@ -208,7 +216,9 @@ def retape_segment(
     # few attempts more or less.
     adaptive = plan.controller is not None
     limit = end.t if adaptive else None
-    driver = ByStepsDriver(plan, inputs, settings, keep, many, limit)
+    # Rows by attempt whether many or one: where a tangent is batched and its value is not, one
+    # comes from each, and their rows must be the same.
+    driver = ByStepsDriver(plan, inputs, settings, keep, many=many, limit=limit)
     stepper = driver.stepper
     assert keep.segments is not None
     length = segment_length(plan, keep.segments) + (_SPARE_ATTEMPTS if adaptive else 0)

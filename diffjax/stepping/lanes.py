@@ -7,7 +7,7 @@ primitive, so that `vmap` in any order with `jit`, `jvp` and `grad` finds the ri
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox.internal as eqxi
@@ -18,13 +18,16 @@ import jax.tree_util as jtu
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Bool, PyTree
 
+from .levels import Lanes, Level
+from .reversible import pull_back, replaced
+
 # Operations that XLA's emitter of whole functions can compile. `cond` is not among them: a branch
 # that ignores an operand stops the emitter. Nor are matrix products, which it may hand to a
 # library.
 _NATIVE_PRIMITIVES = """
     abs add add_any and argmax argmin atan2 broadcast_in_dim cbrt ceil clamp complex concatenate
     conj convert_element_type copy copy_p cos cosh custom_jvp_call custom_vjp_call
-    custom_vjp_call_jaxpr diffjax_forward_only diffjax_linear diffjax_one_or_many div dynamic_slice
+    custom_vjp_call_jaxpr diffjax_linear diffjax_one_or_many div dynamic_slice
     dynamic_update_slice eq exp exp2 expand_dims expm1 floor ge gt imag integer_pow iota is_finite
     jit le log log1p logistic lt max min mul ne neg not or pad pjit pow real reduce_and reduce_max
     reduce_min reduce_or reduce_sum rem reshape rev round rsqrt scan select_n sign sin sinh slice
@@ -56,7 +59,7 @@ def one_or_many(
     traced, shape = jax.make_jaxpr(
         lambda *xs: single(*jtu.tree_unflatten(structure, xs)), return_shape=True
     )(*leaves)
-    out = lane_p.bind(*leaves, single=traced, many=flat(many), native=native)
+    out = lane_p.bind(*leaves, single=traced, many=flat(many), native=native, tangent=None)
     return jtu.tree_unflatten(jtu.tree_structure(shape), out)
 
 
@@ -82,14 +85,60 @@ def is_small(jaxpr: Any) -> bool:
     return is_native(jaxpr, _NATIVE_MAX_SIZE)
 
 
-def _apply(*args: Array, single: Any, many: Any, native: bool) -> list[Array]:
+class _Tangent:
+    """What it takes to go backwards through the tangent of a function: the function itself.
+
+    - `function`: what to evaluate, as `many` of `one_or_many`; `avals` are its arguments' types.
+    - `moving`: which of its arguments have tangents. The tangent's own arguments are those of the
+        function, then these tangents.
+    - `levels`: the `vmap`s around.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., list[Array]],
+        avals: Sequence[Any],
+        moving: Sequence[int],
+        levels: tuple[Level, ...] = (),
+    ) -> None:
+        self.function, self.avals = function, tuple(avals)
+        self.moving, self.levels = tuple(moving), levels
+
+    def within(self, size: int, mapped: Sequence[bool]) -> "_Tangent":
+        """The same under one `vmap` more."""
+        count = len(self.avals)
+        level = Level(size, tuple(mapped[:count]), tuple(mapped[count:]))
+        return _Tangent(self.function, self.avals, self.moving, (*self.levels, level))
+
+    def transpose(self, primals: Sequence[Array], cotangents: Sequence[Any]) -> list[Array]:
+        """Cotangents of the tangents."""
+        lanes = Lanes(self.levels)
+        flags = [tuple(level.residuals[i] for level in self.levels) for i in range(len(self.avals))]
+        given = [i for i, ct in enumerate(cotangents) if not isinstance(ct, ad.Zero)]
+        filled = [lanes.fill(primals[i], flags[i], lanes.all) for i in self.moving]
+
+        def smooth(*args: Array) -> list[Array]:
+            out = [x for x in self.function(*args) if _is_inexact(x)]
+            return [out[i] for i in given]
+
+        def one(moving: list[Array], primals: list[Array], cts: list[Array]) -> list[Array]:
+            return pull_back(smooth, self.moving, replaced(primals, self.moving, moving), cts)
+
+        out = lanes(one, True, flags, True)(filled, list(primals), [cotangents[i] for i in given])
+        wanted = [
+            tuple(level.tangents[k] for level in self.levels) for k in range(len(self.moving))
+        ]
+        return [lanes.reduce(x, want) for x, want in zip(out, wanted, strict=True)]
+
+
+def _apply(*args: Array, single: Any, many: Any, native: bool, tangent: Any) -> list[Array]:
     return jex.jaxpr_as_fun(single)(*args)
 
 
-def _lower_cpu(ctx: Any, *args: Any, single: Any, many: Any, native: bool) -> Any:
+def _lower_cpu(ctx: Any, *args: Any, single: Any, native: bool, **others: Any) -> Any:
     """Lower to one call that XLA compiles as one function, where it can."""
     if not (_NATIVE_ON and native and _at_top(ctx) and is_native(single.jaxpr)):
-        return _lower(ctx, *args, single=single, many=many, native=native)
+        return _lower(ctx, *args, single=single, native=native, **others)
 
     # The emitter stops at an argument that nothing in the function uses. So all are given back as
     # well, and pass a barrier outside: or XLA would copy a constant into the function and leave
@@ -115,37 +164,48 @@ def _at_top(ctx: Any) -> bool:
     return not any(name in names for name in ("while", "scan", "cond", "branch", "shard_map"))
 
 
-def _batch(args: Any, dims: Any, *, single: Any, many: Any, native: bool) -> Any:
-    out = jax.vmap(many, in_axes=tuple(dims))(*args)
-    return [forward_only_p.bind(x) if _is_inexact(x) else x for x in out], [0] * len(out)
+def _batch(
+    args: Any, dims: Any, *, single: Any, many: Any, native: bool, tangent: _Tangent | None
+) -> Any:
+    mapped = [d is not None for d in dims]
+    size = next(x.shape[d] for x, d, m in zip(args, dims, mapped, strict=True) if m)
+    args = [jnp.moveaxis(x, d, 0) if m else x for x, d, m in zip(args, dims, mapped, strict=True)]
+    lanes = jax.vmap(many, in_axes=tuple(0 if m else None for m in mapped), axis_size=size)
+    out = lane_p.bind(
+        *args,
+        single=jax.make_jaxpr(lanes)(*args),
+        many=lanes,
+        native=False,
+        tangent=None if tangent is None else tangent.within(size, mapped),
+    )
+    return out, [0] * len(out)
 
 
-def _jvp(primals: Any, tangents: Any, *, single: Any, many: Any, native: bool) -> Any:
+def _jvp(primals: Any, tangents: Any, *, single: Any, many: Any, native: bool, tangent: Any) -> Any:
     moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
+    count = len(primals)
 
     def tangents_of(fn: Callable[..., Any]) -> Callable[..., list[Array]]:
-        def run(primals: list[Array], dots: list[Array]) -> list[Array]:
+        def run(*args: Array) -> list[Array]:
+            primals, dots = args[:count], list(args[count:])
+
             def of_moving(*xs: Array) -> list[Array]:
-                full = list(primals)
-                for i, x in zip(moving, xs, strict=True):
-                    full[i] = x
-                return list(fn(*full))
+                return list(fn(*replaced(primals, moving, xs)))
 
             out, out_dot = jax.jvp(of_moving, [primals[i] for i in moving], dots)
             return [d for o, d in zip(out, out_dot, strict=True) if _is_inexact(o)]
 
         return run
 
-    single_fn = jex.jaxpr_as_fun(single)
-    out = lane_p.bind(*primals, single=single, many=many, native=native)
-    # Apart from the value, so that a reverse pass that needs the value alone gets as far as
-    # transposing the rest, which says by name what is not possible.
-    smooth = one_or_many(
-        tangents_of(single_fn),
-        tangents_of(many),
-        list(primals),
-        [tangents[i] for i in moving],
+    out = lane_p.bind(*primals, single=single, many=many, native=native, tangent=tangent)
+    # Apart from the value, so that a reverse pass transposes nothing but what is linear.
+    args = [*primals, *(tangents[i] for i in moving)]
+    smooth = lane_p.bind(
+        *args,
+        single=jax.make_jaxpr(tangents_of(jex.jaxpr_as_fun(single)))(*args),
+        many=tangents_of(many),
         native=native,
+        tangent=_Tangent(many, single.in_avals, moving),
     )
     dots = iter(smooth)
     return out, [
@@ -153,33 +213,25 @@ def _jvp(primals: Any, tangents: Any, *, single: Any, many: Any, native: bool) -
     ]
 
 
+def _transpose(
+    cotangents: Any, *args: Any, single: Any, many: Any, native: bool, tangent: _Tangent | None
+) -> Any:
+    assert tangent is not None, "only a tangent is linear in what comes last"
+    primals = args[: len(tangent.avals)]
+    return [None] * len(primals) + tangent.transpose(primals, cotangents)
+
+
 def _is_inexact(x: Array) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
-
-
-def _refuse(*_: Any, **__: Any) -> Any:
-    raise ValueError(
-        "a second reverse pass through diffjax.solve, or a reverse pass over a forward one, is not "
-        "supported; take second derivatives forward over reverse: jax.jacfwd(jax.grad(f)), "
-        "jax.hessian(f), or jax.jvp(jax.grad(f), ...) for a Hessian-vector product."
-    )
 
 
 lane_p = jex.Primitive("diffjax_one_or_many")
 lane_p.multiple_results = True
 lane_p.def_impl(_apply)
-lane_p.def_abstract_eval(lambda *args, single, many, native: list(single.out_avals))
+lane_p.def_abstract_eval(lambda *args, single, **_: list(single.out_avals))
 ad.primitive_jvps[lane_p] = _jvp
-ad.primitive_transposes[lane_p] = _refuse
+ad.primitive_transposes[lane_p] = _transpose
 batching.primitive_batchers[lane_p] = _batch
 _lower = mlir.lower_fun(_apply, multiple_results=True)
 mlir.register_lowering(lane_p, _lower)
 mlir.register_lowering(lane_p, _lower_cpu, platform="cpu")
-
-# The identity, put behind loops that no reverse pass can cross so that it is refused by name.
-forward_only_p = jex.Primitive("diffjax_forward_only")
-forward_only_p.def_impl(lambda x: x)
-forward_only_p.def_abstract_eval(lambda x: x)
-ad.deflinear2(forward_only_p, _refuse)
-batching.defvectorized(forward_only_p)
-mlir.register_lowering(forward_only_p, lambda ctx, x: [x])
