@@ -29,6 +29,7 @@ from .interpolation import LinearInterpolation as LinearInterpolation
 from .problems import ODEProblem as ODEProblem
 from .problems import Problem as Problem
 from .problems import remake as remake
+from .solution import Estimates as Estimates
 from .solution import Solution as Solution
 from .solution import SolveError as SolveError
 from .solution import Stats as Stats

@@ -164,6 +164,14 @@ def check_tstops(tstops: Any, prob: Problem, fixed: bool) -> None:
         )
 
 
+def check_estimates(estimates: bool, alg: Algorithm) -> None:
+    if estimates and alg.error_order is None:
+        raise ValueError(
+            f"estimates=True needs an algorithm with an error estimate, and {alg.name} has none; "
+            "try dj.Tsit5()."
+        )
+
+
 def check_initial_state(prob: Problem) -> None:
     u0 = prob.arguments()["u0"]
     if callable(u0) and not is_array(u0):

@@ -17,6 +17,7 @@ from .problems.base import Problem, tree_of_arrays
 from .problems.parts import Parts, UserFunction, is_array
 from .progress import report
 from .stepping.controllers import Controller
+from .stepping.estimates import step_estimates
 from .stepping.initial_step import INITIAL_STEP_NF
 from .stepping.layout import Layout
 from .stepping.outcome import Outcome
@@ -55,6 +56,7 @@ class Options(NamedTuple):
     save_every: bool
     save_idxs: Any
     dense: bool
+    estimates: bool
     progress: bool
     throw: bool
 
@@ -191,6 +193,11 @@ class Ready(NamedTuple):
             "retcode": outcome.status,
             "final": self._final(outcome, t_end, u_end),
         }
+        if options.estimates:
+            assert isinstance(outcome.tape, Tape)
+            result["estimates"] = step_estimates(
+                self.plan, self.inputs, self.settings, outcome.tape
+            )
         if options.dense:
             tape = outcome.tape
             assert isinstance(tape, Tape)
@@ -308,7 +315,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         fixed_steps=fixed_steps,
         fixed_dt=fixed_dt,
         grid=grid,
-        every_step=options.save_every or options.dense,
+        every_step=options.save_every or options.dense or options.estimates,
         ends_on_save=isinstance(arguments.saveat, float),
         progress=report if options.progress else None,
     )

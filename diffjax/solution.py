@@ -8,9 +8,10 @@ import jax.core
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from .stepping.estimates import Estimates
 from .stepping.status import ReturnCode
 
-__all__ = ["ReturnCode", "Solution", "SolveError", "Stats"]
+__all__ = ["Estimates", "ReturnCode", "Solution", "SolveError", "Stats"]
 
 
 class SolveError(RuntimeError):
@@ -51,6 +52,8 @@ class Solution(eqx.Module):
     - `t_end`, `u_end`: where the solve ended.
     - `stats`: a `Stats`; `retcode`: a `ReturnCode`, as an integer array where it is not concrete.
     - `final`: pass it as `solve(..., resume=sol.final)` to go on from here.
+    - `estimates`: with `estimates=True` the `Estimates` of the steps, to be part of a loss (Pal et
+        al. 2021, arXiv 2105.03918).
 
     With `dense=True`, `sol(t)` evaluates the solution anywhere in the span.
     """
@@ -63,6 +66,7 @@ class Solution(eqx.Module):
     stats: Stats
     _retcode: Int[Array, ""]
     final: PyTree
+    estimates: Estimates | None
     _interpolation: Any
 
     @property

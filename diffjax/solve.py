@@ -40,6 +40,7 @@ def solve(
     save_idxs: Any = None,
     save_fn: Callable[[Any, Any, Any], PyTree] | None = None,
     dense: bool = False,
+    estimates: bool = False,
     rtol: PyTree = 1e-3,
     atol: PyTree = 1e-6,
     dt: float | Array | None = None,
@@ -69,6 +70,8 @@ def solve(
     - `save_idxs`: indices into an array state, to save only those components.
     - `save_fn`: save `save_fn(u, p, t)` instead of the state.
     - `dense`: keep what `sol(t)` needs.
+    - `estimates`: give the error and stiffness estimates of the steps, differentiable, as
+        `sol.estimates`; `max_steps` rows are computed.
     - `rtol`, `atol`: relative and absolute tolerance of a step, numbers or pytrees like `u0`.
     - `dt`: the first step, or the size of fixed steps; `steps`: the number of fixed steps.
     - `adaptive`: False for fixed steps of size `dt`. A method without an error estimate always
@@ -104,6 +107,7 @@ def solve(
         save_idxs=save_idxs,
         save_fn=save_fn,
         dense=dense,
+        estimates=estimates,
         rtol=rtol,
         atol=atol,
         dt=dt,
@@ -140,6 +144,7 @@ def judge(
     save_idxs: Any = None,
     save_fn: Callable[[Any, Any, Any], PyTree] | None = None,
     dense: bool = False,
+    estimates: bool = False,
     rtol: PyTree = 1e-3,
     atol: PyTree = 1e-6,
     dt: float | Array | None = None,
@@ -172,6 +177,7 @@ def judge(
     checks.check_saving(saveat, save_idxs, save_fn, prob)
     checks.check_tstops(tstops, prob, fixed)
     checks.check_initial_state(prob)
+    checks.check_estimates(estimates, alg)
 
     arguments = Arguments(
         problem=prob,
@@ -195,6 +201,7 @@ def judge(
         save_every=every_step,
         save_idxs=_hashable(save_idxs),
         dense=dense,
+        estimates=estimates,
         progress=progress,
         throw=bool(throw),
     )
@@ -235,6 +242,7 @@ def _solution(result: dict[str, Any], prob: Problem, options: Options) -> Soluti
         stats=Stats(**result["stats"]),
         _retcode=result["retcode"],
         final=result["final"],
+        estimates=result.get("estimates"),
         _interpolation=interpolation,
     )
 

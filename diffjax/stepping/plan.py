@@ -54,7 +54,8 @@ class Plan:
     - `grid`: fixed steps on these times; None for equal ones.
     - `fixed_dt`: the size of fixed steps whose last one is cut short to end at t1; None for
         `fixed_steps` equal ones.
-    - `every_step`: give back all accepted steps (`saveat="steps"`, `dense=True`).
+    - `every_step`: give back all accepted steps (`saveat="steps"`, `dense=True`,
+        `estimates=True`).
     - `ends_on_save`: the last save time is the end of the span, for certain.
     - `progress`: called in the loop with the fraction done before and after a step and whether
         the solve goes on, or None.
@@ -93,8 +94,10 @@ class Plan:
         return evaluate(self.save_jaxpr, consts, *parameters, t, *jtu.tree_leaves(u))
 
 
-def scaled_norm(rtol: PyTree, atol: PyTree, v: State, u0: State, u1: State) -> Float[Array, ""]:
-    """Root mean square of v / (atol + rtol*max(|u0|, |u1|)) (HNW I, equation II.4.11)."""
+def scaled_mean_square(
+    rtol: PyTree, atol: PyTree, v: State, u0: State, u1: State
+) -> Float[Array, ""]:
+    """Mean square of v / (atol + rtol*max(|u0|, |u1|)) (HNW I, equation II.4.11)."""
 
     def squares(v: Array, u0: Array, u1: Array, rtol: Array, atol: Array) -> Array:
         ratio = jnp.abs(v) / (atol + rtol * jnp.maximum(jnp.abs(u0), jnp.abs(u1)))
@@ -105,4 +108,9 @@ def scaled_norm(rtol: PyTree, atol: PyTree, v: State, u0: State, u1: State) -> F
     total = [squares(*xs) for xs in zip(leaves, *several, strict=True)]
     size = max(sum(x.size for x in leaves), 1)
     widest = np.result_type(*(x.dtype for x in total))
-    return jnp.sqrt(sum((x.astype(widest) for x in total), jnp.zeros((), widest)) / size)
+    return sum((x.astype(widest) for x in total), jnp.zeros((), widest)) / size
+
+
+def scaled_norm(rtol: PyTree, atol: PyTree, v: State, u0: State, u1: State) -> Float[Array, ""]:
+    """Root mean square of v over the tolerances."""
+    return jnp.sqrt(scaled_mean_square(rtol, atol, v, u0, u1))
