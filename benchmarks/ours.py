@@ -14,13 +14,20 @@ def solve_function(
     tspan: tuple[float, float],
     saveat: Any,
     max_steps: int = 4096,
+    adjoint: dj.Adjoint | None = None,
 ) -> Solve:
     """A `Solve` with Tsit5; `max_steps` bounds the tape when it is differentiated."""
 
     def solve(u0: Any, p: Any, tol: Any) -> Any:
         problem = dj.ODEProblem(field, u0=jnp.asarray(u0), tspan=tspan, p=p)
         solution = dj.solve(
-            problem, dj.Tsit5(), saveat=saveat, rtol=tol, atol=tol, max_steps=max_steps
+            problem,
+            dj.Tsit5(),
+            saveat=saveat,
+            rtol=tol,
+            atol=tol,
+            max_steps=max_steps,
+            adjoint=adjoint,
         )
         return solution.u, solution.retcode == dj.ReturnCode.success
 

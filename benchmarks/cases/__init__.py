@@ -7,7 +7,7 @@ other cases measure something else and make their own rows.
 from collections.abc import Callable
 
 from benchmarks.case import Case, Row, measure
-from benchmarks.cases import dense_memory, first_call, forward, gradient, neural
+from benchmarks.cases import adjoints, dense_memory, first_call, forward, gradient, neural
 
 
 def adaptive_cases() -> dict[str, Callable[[], Case]]:
@@ -21,7 +21,7 @@ def adaptive_cases() -> dict[str, Callable[[], Case]]:
         neural.node_grad,
         neural.node_grad_joint,
     )
-    return {builder.__name__: builder for builder in builders}
+    return {builder.__name__: builder for builder in builders} | adjoints.builders()
 
 
 def all_cases() -> dict[str, Callable[[], list[Row]]]:
