@@ -13,6 +13,7 @@ from ..stepping.outcome import Keep, Outcome
 from ..stepping.plan import Inputs, Plan, Settings
 from ..stepping.tape import Snapshots, Tape
 from .continuous import Backward, ContinuousAdjoint, Recorded, Sweep, recorded
+from .discrete import _solve as solve_by_replay
 from .replay import Row, max_of, read
 
 
@@ -31,7 +32,9 @@ class RecordedAdjoint(ContinuousAdjoint):
     ) -> tuple[Outcome, Recorded]:
         full = plan.every_step or self.checkpoints is None
         kept = Keep(tape=full, segments=None if full else self.checkpoints)
-        outcome = self.run(plan, inputs, settings, kept)
+        # Differentiated by replay: the jvp of the loop would number the rows of a tape its own way
+        # under `vmap`.
+        outcome = solve_by_replay(plan, inputs, settings, kept, self.checkpoints)
         record = recorded(outcome, steps=outcome.tape)
         return outcome if kept == keep else outcome._replace(tape=None), record
 
