@@ -31,6 +31,7 @@ from ..stepping.plan import Settings
 from ..stepping.status import ReturnCode
 from ..stepping.stepper import Record
 from ..stepping.tape import Snapshots, Tape, put
+from ..stepping.trees import where
 from ..stepping.varying import vary_alike
 from .by_lane import AdjointByLane, SolveTangent
 from .landing import AdaptiveLanding, FixedLanding, landing
@@ -168,12 +169,14 @@ class Backward:
         y = self.packing.pack(parts)
         field = Field(self.plan.field_jaxpr, inputs.args)
         steps = self.stepper(field, y, -record.t_end, -inputs.t0).begin(dt)
-        moving_saves = inputs.saves is not None and bool(self.tangent.places_of("saves"))
+        saves = None
+        if inputs.saves is not None and self.tangent.places_of("saves"):
+            saves = jnp.zeros_like(inputs.saves)
         return Sweep(
             steps=steps,
             j=None if not self.row_cts or record.saved is None else record.saved - 1,
             save_args=[jnp.zeros_like(inputs.save_args[i]) for i in self.save_places],
-            saves=jnp.zeros_like(inputs.saves) if moving_saves else None,
+            saves=saves,
             integral=[],
         )
 
@@ -228,9 +231,10 @@ class Backward:
         du, pull = jax.vjp(f, u, [args[i] for i in self.places])
         return du, *pull(adjoint)
 
-    def going(self, carry: Sweep, end: Array) -> Array:
-        """Whether there is something left to do before -t is `end`."""
+    def going(self, carry: Sweep, end: Array | None = None) -> Array:
+        """Whether the sweep can go on; and has not come to -t = `end`."""
         field = Field(self.plan.field_jaxpr, self.inputs.args)
+        end = -self.inputs.t0 if end is None else end
         stepper = self.stepper(field, carry.steps.u, carry.steps.t, end)
         return (carry.steps.t < end) & stepper.going(carry.steps)
 
@@ -268,32 +272,40 @@ class Backward:
             return carry
 
         def due(carry: Sweep) -> Array:
+            assert carry.j is not None
             time = self._save_time(carry.j)
             return known & (time >= -carry.steps.t) & (time > self.inputs.t0)
 
-        def jump(carry: Sweep) -> Sweep:
-            yes, j = due(carry), jnp.maximum(carry.j, 0)
-            t = self._save_time(j)
-            u = self.saved_state(context, t, j)
-            rows = [jnp.where(yes, ct[j], 0) for ct in self.row_cts]
-            u_bar, args_bar, t_bar = self.observed(u, t, rows)
-            parts = self.packing.unpack(carry.steps.u)
-            jumped = (jtu.tree_map(jnp.add, parts[0], u_bar), *parts[1:])
-            y = self.packing.pack(self.after_save(jumped, u))
-            y = jtu.tree_map(lambda new, old: jnp.where(yes, new, old), y, carry.steps.u)
-            saves = carry.saves
-            if saves is not None:
-                slope = Field(self.plan.field_jaxpr, self.inputs.args).f(t, u)
-                t_bar = t_bar + paired(u_bar, slope, t_bar.dtype)
-                saves = put(saves, jnp.where(yes, t_bar, saves[j]), j)
-            return carry._replace(
-                steps=carry.steps._replace(u=y),
-                j=carry.j - yes.astype(jnp.int32),
-                save_args=[a + b for a, b in zip(carry.save_args, args_bar, strict=True)],
-                saves=saves,
-            )
+        return jax.lax.while_loop(
+            lambda carry: self.pending(due(carry)),
+            lambda carry: self.jump(carry, context, due(carry)),
+            carry,
+        )
 
-        return jax.lax.while_loop(lambda carry: self.pending(due(carry)), jump, carry)
+    def jump(self, carry: Sweep, context: PyTree, due: Array) -> Sweep:
+        """Over save number `carry.j`, if it is due."""
+        assert carry.j is not None
+        j = jnp.maximum(carry.j, 0)
+        t = self._save_time(j)
+        u = self.saved_state(context, t, j)
+        rows = [jnp.where(due, ct[j], 0) for ct in self.row_cts]
+        u_bar, args_bar, t_bar = self.observed(u, t, rows)
+        parts = self.packing.unpack(carry.steps.u)
+        jumped = (jtu.tree_map(jnp.add, parts[0], u_bar), *parts[1:])
+        y = where(due, self.packing.pack(self.after_save(jumped, u)), carry.steps.u)
+        saves = carry.saves
+        if saves is not None:
+            slope = Field(self.plan.field_jaxpr, self.inputs.args).f(t, u)
+            t_bar = t_bar + paired(u_bar, slope, t_bar.dtype)
+            saves = put(saves, jnp.where(due, t_bar, saves[j]), j)
+        return carry._replace(
+            steps=carry.steps._replace(u=y),
+            j=carry.j - due.astype(jnp.int32),
+            save_args=[
+                a + jnp.where(due, b, 0) for a, b in zip(carry.save_args, args_bar, strict=True)
+            ],
+            saves=saves,
+        )
 
     def pending(self, condition: Array) -> Array:
         return any_lane(condition) if self.many else condition

@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
 from ..algorithms.base import State
@@ -85,7 +86,8 @@ class OnRecord(Backward):
         assert isinstance(record, Snapshots)
         last = max_of(record.used) - 1 if self.many else record.used - 1
 
-        keep = Keep(segments=self.tangent.adjoint.checkpoints)
+        # One row more than segments is where the last of them ended.
+        keep = Keep(segments=jtu.tree_leaves(record.carry)[0].shape[0] - 1)
 
         def segment(i: Array, carry: Sweep) -> Sweep:
             start, end = record.read(last - i), record.read(last - i + 1)
@@ -99,7 +101,7 @@ class OnRecord(Backward):
 
         def left(state: tuple[Array, Sweep]) -> Array:
             k, carry = state
-            return (k >= 0) & self.going(carry, jnp.inf)
+            return (k >= 0) & self.going(carry)
 
         def back(state: tuple[Array, Sweep]) -> tuple[Array, Sweep]:
             k, carry = state
