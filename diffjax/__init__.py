@@ -1,9 +1,12 @@
 """diffjax: every differential equation is a differentiable function."""
 
 from . import neural as neural
+from .adjoints.backsolve import BacksolveAdjoint as BacksolveAdjoint
 from .adjoints.base import Adjoint as Adjoint
 from .adjoints.discrete import DiscreteAdjoint as DiscreteAdjoint
 from .adjoints.forward import ForwardMode as ForwardMode
+from .adjoints.gauss import GaussAdjoint as GaussAdjoint
+from .adjoints.interpolating import InterpolatingAdjoint as InterpolatingAdjoint
 from .algorithms.base import Algorithm as Algorithm
 from .algorithms.explicit_methods import BS3 as BS3
 from .algorithms.explicit_methods import BS5 as BS5

@@ -1,0 +1,110 @@
+"""Steps of an adjoint equation, which has to land on many given times.
+
+The adjoint jumps at each save time and, on a recorded solution, changes its field at each step of
+that. Between two landings it is integrated by the same steps as a solve, whose size and controller
+memory outlive the landing: nothing is searched for again.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ..algorithms.base import State
+from ..stepping.adaptive import AdaptiveState, AdaptiveStepper
+from ..stepping.plan import Inputs, Plan, Settings, scaled_norm
+from ..stepping.stepper import Record, Step, Stepper
+from ..stepping.trees import where
+from .packing import Packing
+
+# A piece this much longer than a whole number of fixed steps is still cut into that many.
+_ROUNDING = 1e-6
+
+
+class AdaptiveLanding(AdaptiveStepper):
+    """Error-controlled steps to `inputs.t1`. Each part of the state must meet its tolerance by
+    itself: in one mean over all, thousands of parameters would hide the error of two states."""
+
+    def __init__(self, plan: Plan, inputs: Inputs, settings: Settings, packing: Packing) -> None:
+        super().__init__(plan, inputs, settings)
+        self.packing = packing
+
+    def norm(self, v: State, u0: State, u1: State) -> Float[Array, ""]:
+        parts = [self.packing.unpack(x) for x in (v, u0, u1)]
+        sizes = [
+            scaled_norm(rtol, atol, *part).astype(self.inputs.t0.dtype)
+            for rtol, atol, *part in zip(self.rtol, self.atol, *parts, strict=True)
+        ]
+        return jnp.max(jnp.stack(sizes))
+
+    def begin(self, dt: Array) -> AdaptiveState:
+        """The carry before the first step, without the algorithm's memory."""
+        plan, inputs = self.plan, self.inputs
+        dtype = inputs.t0.dtype
+        assert plan.controller is not None
+        zero = jnp.zeros((), jnp.int32)
+        return AdaptiveState(
+            t=inputs.t0,
+            t_low=jnp.zeros((), dtype) if jnp.finfo(dtype).bits < 64 else None,
+            u=inputs.u0,
+            dt=dt.astype(dtype),
+            memory=None,
+            control=plan.controller.init(plan.error_exponent, dtype),
+            naccept=zero,
+            nreject=zero,
+            next_stop=None,
+        )
+
+    def going(self, c: AdaptiveState) -> Bool[Array, ""]:
+        """Whether it can go on, wherever it has to go."""
+        return (c.dt > 0) & (c.naccept + c.nreject < self.plan.max_steps)
+
+
+class FixedState(NamedTuple):
+    """What the loop carries with fixed steps; `dt` is their greatest size."""
+
+    t: Float[Array, ""]
+    u: State
+    dt: Float[Array, ""]
+    memory: PyTree
+    done: Int[Array, ""]
+
+    @property
+    def steps(self) -> Int[Array, ""]:
+        return self.done
+
+
+class FixedLanding(Stepper[FixedState]):
+    """As many equal steps to `inputs.t1` as a largest size asks for."""
+
+    def begin(self, dt: Array) -> FixedState:
+        inputs = self.inputs
+        return FixedState(inputs.t0, inputs.u0, dt, None, jnp.zeros((), jnp.int32))
+
+    def going(self, c: FixedState) -> Bool[Array, ""]:
+        return jnp.isfinite(c.t)
+
+    def active(self, c: FixedState) -> Bool[Array, ""]:
+        return c.t < self.inputs.t1
+
+    def attempt(self, c: FixedState, *, masked: bool) -> tuple[FixedState, Record]:
+        target = self.inputs.t1
+        # The number that is left shrinks by one a step, so the steps come out equal.
+        left = jnp.maximum(jnp.ceil((target - c.t) / c.dt - _ROUNDING), 1)
+        dt = (target - c.t) / left
+        result = self.alg.step(self.field, c.t, dt, c.u, c.memory, None)
+        t = jnp.where(left == 1, target, c.t + dt)
+        state = FixedState(t, result.u, c.dt, result.memory, c.done + 1)
+        active = self.active(c) if masked else jnp.asarray(True)
+        state = where(active, state, c) if masked else state
+        step = Step(c.t, dt, c.u, result.stages)
+        return state, Record(step, active, jnp.full((), -1, jnp.int32))
+
+
+def landing(
+    plan: Plan, inputs: Inputs, settings: Settings, packing: Packing
+) -> AdaptiveLanding | FixedLanding:
+    """Steps from `inputs.t0` to `inputs.t1` of the kind that the plan asks for."""
+    if plan.controller is None:
+        return FixedLanding(plan, inputs)
+    return AdaptiveLanding(plan, inputs, settings, packing)

@@ -1,0 +1,450 @@
+"""Adjoints that solve the adjoint equation: right to the tolerances, in the memory they promise.
+
+The references are forward sensitivities, differences, closed forms and published figures.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+import pytest
+
+import diffjax as dj
+from tests.derivatives import ARGS, OPTIONS, close, differences, grown, growth
+from tests.problems import GRAD_LV_BLOG, GRADIENTS, GradientCase, lotka_volterra
+from tests.test_gradients import TIGHT, published_loss
+
+ADJOINTS = {
+    "backsolve": dj.BacksolveAdjoint(),
+    "interpolating": dj.InterpolatingAdjoint(),
+    "gauss": dj.GaussAdjoint(),
+}
+CHECKPOINTED = {
+    "interpolating": dj.InterpolatingAdjoint(checkpoints=9),
+    "gauss": dj.GaussAdjoint(checkpoints=9),
+}
+EVERY_ADJOINT = pytest.mark.parametrize("adjoint", ADJOINTS.values(), ids=ADJOINTS.keys())
+EVERY_RECORD = pytest.mark.parametrize("adjoint", CHECKPOINTED.values(), ids=CHECKPOINTED.keys())
+
+METHODS: dict[str, tuple[dj.Algorithm, dict[str, Any]]] = {
+    "Tsit5": (dj.Tsit5(), OPTIONS),
+    "Vern7": (dj.Vern7(), OPTIONS),
+    "fixed": (dj.Tsit5(), {"steps": 400}),
+}
+
+# The matrix ---------------------------------------------------------------------------
+
+# Both ends, twice the same, and three within a step.
+_PARTS = jnp.asarray([0.0, 0.0, 0.3, 0.30001, 0.3002, 0.61, 0.61, 1.0])
+_WEIGHTS = jnp.cos(jnp.arange(16.0)).reshape(8, 2)
+_ARGS = tuple(
+    map(jnp.asarray, ([1.0, 1.2], [1.5, 1.0, 3.0, 1.0], 0.3, 2.6)),
+)
+
+
+def forced(u: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
+    return lotka_volterra(u, p, t) + jnp.sin(3.0 * t) / 2.0
+
+
+def final_cost(adjoint: Any, method: str, u0: Any, p: Any, t0: Any, t1: Any) -> jax.Array:
+    alg, options = METHODS[method]
+    sol = dj.solve(dj.ODEProblem(forced, u0, (t0, t1), p), alg, adjoint=adjoint, **options)
+    return jnp.sum(sol.u[-1] ** 2) * sol.t_end
+
+
+def saved_cost(adjoint: Any, method: str, u0: Any, p: Any, t0: Any, t1: Any) -> jax.Array:
+    alg, options = METHODS[method]
+    sol = dj.solve(
+        dj.ODEProblem(forced, u0, (t0, t1), p),
+        alg,
+        saveat=lambda t0, t1: t0 + (t1 - t0) * _PARTS,
+        adjoint=adjoint,
+        **options,
+    )
+    return jnp.sum(_WEIGHTS * sol.u**2)
+
+
+COSTS = {"final": final_cost, "saves": saved_cost}
+
+
+@cache
+def reference(method: str, cost: str) -> Any:
+    """The derivative by forward sensitivities, which agrees with differences."""
+    f = partial(COSTS[cost], dj.ForwardMode(), method)
+    wanted = jax.jit(jax.jacfwd(f, argnums=(0, 1, 2, 3)))(*_ARGS)
+    value = jax.jit(f)
+    for i, slope in enumerate(wanted):
+        of_one = lambda x, i=i: value(*_ARGS[:i], x, *_ARGS[i + 1 :])  # noqa: E731
+        close(slope, differences(of_one, _ARGS[i]), 1e-6, 1e-6)
+    return wanted
+
+
+@EVERY_ADJOINT
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_derivative_by_state_parameters_and_span(
+    method: str, cost: str, adjoint: dj.Adjoint
+) -> None:
+    """To 1e-6 of forward sensitivities and of differences, for every kind of steps."""
+    gradient = jax.grad(partial(COSTS[cost], adjoint, method), argnums=(0, 1, 2, 3))
+    close(jax.jit(gradient)(*_ARGS), reference(method, cost))
+
+
+@EVERY_RECORD
+@pytest.mark.parametrize("method", ["Vern7", "fixed"])
+def test_checkpoints_change_nothing(method: str, adjoint: Any) -> None:
+    """Segments taken again give the record that was not kept."""
+    for some in (adjoint, type(adjoint)()):
+        gradient = jax.jit(jax.grad(partial(saved_cost, some, method), argnums=(0, 1, 2, 3)))
+        close(gradient(*_ARGS), reference(method, "saves"))
+
+
+@pytest.mark.slow
+@EVERY_ADJOINT
+@pytest.mark.parametrize("case", GRADIENTS, ids=lambda c: c.case.name)
+def test_published_gradients(case: GradientCase, adjoint: dj.Adjoint) -> None:
+    arguments = jnp.asarray(case.case.p), jnp.asarray(case.case.u0)
+    loss = jax.jit(jax.value_and_grad(published_loss(case, adjoint, **TIGHT), argnums=(0, 1)))
+    value, grads = loss(*arguments)
+    close(value, case.value)
+    got = dict(zip(("p", "u0"), grads, strict=True))
+    for name, wanted in case.grads.items():
+        close(got[name], wanted, atol=1e-9)
+
+
+# Against a closed form ----------------------------------------------------------------
+
+
+def solve_growth(adjoint: Any, u0: Any, p: Any, t0: Any, t1: Any, **options: Any) -> Any:
+    prob = dj.ODEProblem(options.pop("f", growth), u0, (t0, t1), p)
+    return dj.solve(prob, dj.Tsit5(), adjoint=adjoint, **{**TIGHT, **options})
+
+
+def compare(ours: Callable, exact: Callable, args: tuple, rtol: float = 1e-7) -> None:
+    """The Jacobian in reverse."""
+    numbers = tuple(range(len(args)))
+    wanted = jax.jacrev(exact, argnums=numbers)(*args)
+    close(jax.jacrev(ours, argnums=numbers)(*args), wanted, rtol, rtol)
+
+
+@EVERY_ADJOINT
+def test_save_times_and_parameters_of_what_is_saved(adjoint: dj.Adjoint) -> None:
+    """Every save moves with its time, and `save_fn` has parameters and a time of its own."""
+    times = jnp.asarray([0.2, 0.5, 0.500001, 0.6, 0.6, 2.0, 2.9])
+
+    def f(u: Any, p: Any, t: Any) -> Any:
+        return growth(u, p[0], t)
+
+    def ours(u0: Any, p: Any, times: Any) -> Any:
+        def saved(u: Any, p: Any, t: Any) -> Any:
+            return {"scaled": p[1] * u * t}
+
+        sol = solve_growth(adjoint, u0, p, 0.2, 2.9, f=f, saveat=times, save_fn=saved)
+        return sol.u["scaled"]
+
+    def exact(u0: Any, p: Any, times: Any) -> Any:
+        return p[1] * grown(u0, p[0], 0.2, times) * times
+
+    compare(ours, exact, (ARGS[0], jnp.asarray([0.7, 1.9]), times))
+
+
+@EVERY_ADJOINT
+def test_backward_time_and_stops(adjoint: dj.Adjoint) -> None:
+    stops = jnp.asarray([1.7, 0.9])
+
+    def ours(u0: Any, p: Any, t0: Any, t1: Any) -> Any:
+        def at(t0: Any, t1: Any) -> Any:
+            return t0 + (t1 - t0) * _PARTS
+
+        return solve_growth(adjoint, u0, p, t1, t0, saveat=at, tstops=stops).u
+
+    def exact(u0: Any, p: Any, t0: Any, t1: Any) -> Any:
+        return grown(u0, p, t1, t1 + (t0 - t1) * _PARTS)
+
+    compare(ours, exact, ARGS)
+
+
+@EVERY_ADJOINT
+def test_fixed_steps_with_stops(adjoint: dj.Adjoint) -> None:
+    """The last step before a stop is short; so is the first on the way back."""
+
+    def ours(u0: Any, p: Any) -> Any:
+        prob = dj.ODEProblem(growth, u0, (0.2, 2.9), p)
+        options: Any = {"dt": 0.013, "tstops": (0.9, 1.7), "saveat": jnp.asarray([0.2, 1.0, 2.9])}
+        return dj.solve(prob, dj.RK4(), adjoint=adjoint, **options).u
+
+    compare(ours, lambda u0, p: grown(u0, p, 0.2, jnp.asarray([0.2, 1.0, 2.9])), ARGS[:2], 1e-6)
+
+
+@EVERY_ADJOINT
+def test_euler_converges_to_the_derivative(adjoint: dj.Adjoint) -> None:
+    """A method without an error estimate, whose adjoint is of its order: half the error with
+    half the step."""
+
+    def error(steps: int) -> float:
+        def end(p: Any) -> Any:
+            prob = dj.ODEProblem(growth, ARGS[0], (0.2, 2.9), p)
+            return dj.solve(prob, dj.Euler(), steps=steps, adjoint=adjoint).u[-1]
+
+        wanted = jax.grad(grown, argnums=1)(ARGS[0], ARGS[1], 0.2, 2.9)
+        return abs(float(jax.jit(jax.grad(end))(ARGS[1]) - wanted))
+
+    coarse, fine = error(200), error(400)
+    assert fine < 0.02
+    assert 1.8 < coarse / fine < 2.2
+
+
+# What a state and parameters may be ---------------------------------------------------
+
+
+@EVERY_ADJOINT
+def test_complex_state_of_a_field_that_is_not_holomorphic(adjoint: dj.Adjoint) -> None:
+    """The same system in complex and in real form: u' = i p u - |u|^2 conj(u) / 5."""
+
+    def by_complex(x: jax.Array) -> jax.Array:
+        def f(u: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
+            size = (u * jnp.conj(u)).real.astype(u.dtype)
+            return 1j * p * u - size * jnp.conj(u) / 5.0
+
+        prob = dj.ODEProblem(
+            f, jax.lax.complex(x[0], x[1]), (x[4], 1.0), jax.lax.complex(x[2], x[3])
+        )
+        u = dj.solve(prob, dj.Tsit5(), saveat=jnp.asarray([0.4, 1.0]), adjoint=adjoint, **TIGHT).u
+        return jnp.stack([u.real, u.imag])
+
+    def by_real(x: jax.Array) -> jax.Array:
+        def f(u: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
+            a, b = u
+            size = (a**2 + b**2) / 5.0
+            return jnp.stack([-p[1] * a - p[0] * b - size * a, p[0] * a - p[1] * b + size * b])
+
+        prob = dj.ODEProblem(f, x[:2], (x[4], 1.0), x[2:4])
+        return dj.solve(prob, dj.Tsit5(), saveat=jnp.asarray([0.4, 1.0]), **TIGHT).u.T
+
+    x = jnp.asarray([1.0, 0.5, 1.2, -0.3, 0.1])
+    wanted = jax.jit(jax.jacfwd(by_real))(x)
+    close(jax.jit(jax.jacrev(by_complex))(x), wanted, 1e-7, 1e-8)
+
+
+@EVERY_ADJOINT
+def test_pytrees_of_several_dtypes(adjoint: dj.Adjoint) -> None:
+    """Single and double precision, integers and a name among the parameters."""
+
+    def loss(adjoint: Any, rate: Any, u0: Any) -> Any:
+        p = {"rate": rate, "power": jnp.asarray(2), "name": "spiral"}
+
+        def f(u: Any, p: Any, t: Any) -> Any:
+            x, y = u["x"], u["y"]
+            turn = p["rate"][0] ** p["power"].astype(float)
+            return {
+                "x": -turn * y.astype(float) * jnp.ones(2),
+                "y": p["rate"][1] * jnp.sum(x).astype(jnp.float32),
+            }
+
+        prob = dj.ODEProblem(f, u0, (0.0, 1.5), p)
+        sol = dj.solve(
+            prob, dj.Tsit5(), saveat=0.5, rtol=1e-5, atol=1e-5, max_steps=256, adjoint=adjoint
+        )
+        return jnp.sum(sol.u["x"] ** 2) + jnp.sum(sol.u["y"]).astype(float)
+
+    rate = (jnp.asarray(1.1), jnp.asarray(0.8, jnp.float32))
+    u0 = {"x": jnp.asarray([1.0, 0.5]), "y": jnp.asarray(0.3, jnp.float32)}
+    got = jax.jit(jax.grad(partial(loss, adjoint), argnums=(0, 1)))(rate, u0)
+    wanted = jax.jit(jax.grad(partial(loss, dj.ForwardMode()), argnums=(0, 1)))(rate, u0)
+    assert jtu.tree_map(lambda x: x.dtype, got) == jtu.tree_map(lambda x: x.dtype, (rate, u0))
+    close(got, wanted, 1e-4, 1e-4)
+
+
+@EVERY_ADJOINT
+def test_network(adjoint: dj.Adjoint) -> None:
+    """The derivative by a network's weights is that of the default adjoint."""
+    net = eqx.nn.MLP(2, 2, 16, 2, activation=jnp.tanh, key=jax.random.key(0))
+    arrays, static = eqx.partition(net, eqx.is_inexact_array)
+
+    def loss(adjoint: Any, arrays: Any) -> Any:
+        prob = dj.ODEProblem(
+            lambda u, p, t: p(u), jnp.asarray([1.0, -0.5]), (0.0, 2.0), eqx.combine(arrays, static)
+        )
+        sol = dj.solve(prob, dj.Tsit5(), saveat=0.25, rtol=1e-9, atol=1e-9, adjoint=adjoint)
+        return jnp.mean(sol.u**2)
+
+    got = jax.jit(jax.grad(partial(loss, adjoint)))(arrays)
+    wanted = jax.jit(jax.grad(partial(loss, dj.DiscreteAdjoint())))(arrays)
+    close(got, wanted, 1e-6, 1e-8)
+
+
+@EVERY_ADJOINT
+def test_float32(adjoint: dj.Adjoint) -> None:
+    case = GRAD_LV_BLOG
+    p, u0 = (jnp.asarray(x, jnp.float32) for x in (case.case.p, case.case.u0))
+    loss = published_loss(case, adjoint, rtol=1e-5, atol=1e-5)
+    got = jax.jit(jax.grad(loss, argnums=(0, 1)))(p, u0)
+    assert {x.dtype for x in got} == {jnp.dtype(jnp.float32)}
+    # The smallest entry is a difference of parts a thousand times as large.
+    close(got, (case.grads["p"], case.grads["u0"]), 1e-3, 0.5)
+
+
+# Transformations ----------------------------------------------------------------------
+
+
+def lv_loss(adjoint: Any, p: Any, **options: Any) -> Any:
+    prob = dj.ODEProblem(lotka_volterra, jnp.ones(2), (0.0, 3.0), p)
+    options = {"rtol": 1e-7, "atol": 1e-7, "saveat": 0.25, "max_steps": 256, **options}
+    return jnp.sum(dj.solve(prob, dj.Tsit5(), adjoint=adjoint, **options).u ** 2)
+
+
+_P = jnp.asarray([1.5, 1.0, 3.0, 1.0])
+_PS = _P[None] * jnp.linspace(0.8, 1.2, 3)[:, None]
+
+
+@pytest.mark.parametrize(
+    "adjoint",
+    [*ADJOINTS.values(), *CHECKPOINTED.values()],
+    ids=[*ADJOINTS, *(f"{name}-checkpoints" for name in CHECKPOINTED)],
+)
+def test_lanes_have_the_gradients_of_a_loop(adjoint: dj.Adjoint) -> None:
+    """Lanes land and end by themselves: none changes another's steps."""
+    f = partial(lv_loss, adjoint)
+    single = jax.jit(jax.grad(f))
+    wanted = jnp.stack([single(p) for p in _PS])
+
+    def total(shared: Any, ps: Any) -> Any:
+        return jnp.sum(jax.vmap(lambda p: f(shared * p))(ps))
+
+    shared, lanes = jax.jit(jax.grad(total, argnums=(0, 1)))(jnp.ones(4), _PS)
+    close(lanes, wanted, 1e-9)
+    close(shared, jnp.sum(_PS * wanted, axis=0), 1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "adjoint",
+    [dj.BacksolveAdjoint(), dj.GaussAdjoint(checkpoints=9), dj.DiscreteAdjoint(checkpoints=9)],
+    ids=["backsolve", "gauss", "discrete"],
+)
+def test_hessian_forward_over_reverse(adjoint: dj.Adjoint) -> None:
+    """Lanes of `jacfwd` read the record of one trajectory."""
+    f = partial(lv_loss, rtol=1e-9, atol=1e-9)
+    got = jax.jit(jax.jacfwd(jax.grad(partial(f, adjoint))))(_P)
+    wanted = jax.jit(jax.hessian(partial(f, dj.DiscreteAdjoint())))(_P)
+    close(got, wanted, 1e-5, 1e-5)
+
+
+@EVERY_ADJOINT
+def test_scale_of_the_loss(adjoint: dj.Adjoint) -> None:
+    """A tolerance means the same for a loss and for a millionth of it."""
+    small = jax.jit(jax.grad(lambda p: lv_loss(adjoint, p) * 2.0**-20))(_P)
+    close(small * 2.0**20, jax.jit(jax.grad(partial(lv_loss, adjoint)))(_P), 1e-12)
+
+
+# Options of Backsolve -----------------------------------------------------------------
+
+
+def test_backsolve_with_steps_of_its_own() -> None:
+    """A loose solve whose way back is accurate: only the error of the solve is left."""
+    alone = dj.BacksolveAdjoint(alg=dj.Vern7(), rtol=1e-12, atol=1e-12)
+
+    def end(adjoint: Any, p: Any) -> Any:
+        # Linear in the state and of constant rate, so that the adjoint needs nothing of the solve.
+        prob = dj.ODEProblem(lambda u, p, t: p * u + 1.0, jnp.ones(()), (0.0, 1.0), 0.7)
+        return dj.solve(dj.remake(prob, u0=p), dj.BS3(), adjoint=adjoint, max_steps=64).u[-1]
+
+    exact = np.exp(0.7)
+    loose = abs(jax.jit(jax.grad(partial(end, dj.BacksolveAdjoint())))(jnp.ones(())) - exact)
+    tight = abs(jax.jit(jax.grad(partial(end, alone)))(jnp.ones(())) - exact)
+    assert tight < 1e-11 < 1e-7 < loose < 1e-2
+
+
+def test_arguments_are_judged() -> None:
+    with pytest.raises(ValueError, match="checkpoints must be None or a positive integer"):
+        dj.InterpolatingAdjoint(checkpoints=0)
+    with pytest.raises(ValueError, match="rtol must be None or a positive number"):
+        dj.BacksolveAdjoint(rtol=-1.0)
+    with pytest.raises(TypeError, match=r"alg must be like dj\.Tsit5\(\)"):
+        dj.BacksolveAdjoint(alg=dj.Tsit5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="RK4, which has no error estimate"):
+        lv_loss(dj.BacksolveAdjoint(alg=dj.RK4()), _P)
+
+
+# Failure ------------------------------------------------------------------------------
+
+
+@EVERY_ADJOINT
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_failed_solve_has_no_gradient(adjoint: dj.Adjoint, lanes: int) -> None:
+    """NaN for the lane that ran out of steps, and for no other; zero if nothing is asked of it."""
+
+    def f(p: Any) -> Any:
+        prob = dj.ODEProblem(lambda u, p, t: p * u, jnp.ones(2), (0.0, 1.0), p)
+        sol = dj.solve(prob, dj.Tsit5(), max_steps=20, adjoint=adjoint, throw=False)
+        return jnp.where(p > 0, 0.0, jnp.sum(jnp.nan_to_num(sol.u_end)))
+
+    rates = jnp.asarray([-1e6, -1.0])[:lanes]
+    got = jax.jit(jax.vmap(jax.grad(f)))(rates) if lanes > 1 else jax.jit(jax.grad(f))(rates[0])
+    assert jnp.isnan(jnp.ravel(got)[0])
+    if lanes > 1:
+        close(got[1], 2 * np.exp(-1.0), 1e-3)
+    close(jax.jit(jax.grad(f))(jnp.asarray(1e6)), 0.0)
+
+
+def test_a_way_back_that_fails_gives_nan() -> None:
+    """A strongly attracting solution cannot be run backwards: said with NaN. On the record the
+    same derivative is right."""
+
+    def f(adjoint: Any, p: Any) -> Any:
+        prob = dj.ODEProblem(lambda u, p, t: -2e3 * (u - p), jnp.zeros(()), (0.0, 1.0), p)
+        return dj.solve(prob, dj.Tsit5(), adjoint=adjoint, max_steps=4096).u[-1]
+
+    assert jnp.isnan(jax.jit(jax.grad(partial(f, dj.BacksolveAdjoint())))(jnp.ones(())))
+    for adjoint in (dj.InterpolatingAdjoint(), dj.GaussAdjoint()):
+        close(jax.jit(jax.grad(partial(f, adjoint)))(jnp.ones(())), 1.0, 1e-3)
+
+
+@EVERY_ADJOINT
+@pytest.mark.parametrize("options", [{"saveat": "steps"}, {"dense": True}], ids=["steps", "dense"])
+def test_what_cannot_be_differentiated_is_refused(adjoint: dj.Adjoint, options: Any) -> None:
+    def f(p: Any) -> Any:
+        prob = dj.ODEProblem(lotka_volterra, jnp.ones(2), (0.0, 1.0), p)
+        sol = dj.solve(prob, dj.Tsit5(), max_steps=32, adjoint=adjoint, **options)
+        return jnp.nansum(sol(0.5) if "dense" in options else sol.u)
+
+    with pytest.raises(ValueError, match=r"use adjoint=dj\.DiscreteAdjoint\(\)"):
+        jax.grad(f)(_P)
+
+
+# Memory -------------------------------------------------------------------------------
+
+
+def memory(adjoint: Any, steps: int, **options: Any) -> int:
+    """Bytes that a gradient of a state of 100 numbers needs beside its arguments."""
+
+    def f(u0: Any) -> Any:
+        prob = dj.ODEProblem(lambda u, p, t: -jnp.sin(u) * t, u0, (0.0, 1.0))
+        fixed: Any = {"steps": steps} if options.get("fixed") else {"max_steps": steps}
+        return jnp.sum(dj.solve(prob, dj.Tsit5(), adjoint=adjoint, **fixed).u)
+
+    compiled = jax.jit(jax.grad(f)).lower(jnp.ones(100)).compile()
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    return analysis.temp_size_in_bytes
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["adaptive", "fixed"])
+def test_memory_of_backsolve_does_not_grow_with_steps(fixed: bool) -> None:
+    few, many = (memory(dj.BacksolveAdjoint(), n, fixed=fixed) for n in (100, 10_000))
+    assert many == few
+    assert few < 30_000
+
+
+@pytest.mark.parametrize("kind", [dj.InterpolatingAdjoint, dj.GaussAdjoint])
+def test_memory_of_checkpoints(kind: Any) -> None:
+    """A state for each segment and the steps of one of them, not those of the solve."""
+    row = 8 * 102
+    few, many = memory(kind(checkpoints=10), 1000), memory(kind(checkpoints=100), 10_000)
+    assert abs((many - few) - 90 * row) < 10 * row
+    assert memory(kind(), 10_000) > 10_000 * row > 20 * many
