@@ -4,6 +4,7 @@ from . import neural as neural
 from .adjoints.base import Adjoint as Adjoint
 from .adjoints.discrete import DiscreteAdjoint as DiscreteAdjoint
 from .adjoints.forward import ForwardMode as ForwardMode
+from .adjoints.reversible import ReversibleAdjoint as ReversibleAdjoint
 from .algorithms.base import Algorithm as Algorithm
 from .algorithms.explicit_methods import BS3 as BS3
 from .algorithms.explicit_methods import BS5 as BS5

@@ -163,6 +163,7 @@ def judge(
     checks.check_algorithm(alg, prob)
     adjoint = DiscreteAdjoint() if adjoint is None else adjoint
     checks.check_type("adjoint", adjoint, Adjoint, "dj.DiscreteAdjoint()")
+    alg = adjoint.algorithm(alg)
     fixed = checks.check_steps(alg, adaptive, dt, steps, max_steps)
     if controller is not None:
         checks.check_type("controller", controller, Controller, "dj.PIController()")

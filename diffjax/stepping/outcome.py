@@ -24,14 +24,17 @@ from .tape import Snapshots, Tape
 class Keep:
     """What a solve keeps of its steps for whoever replays them.
 
-    - `tape`: all of them.
+    - `tape`: all of them; without `states` only when they were.
     - `segments`: the loop's state at the start of each of this many segments.
     - `landings`: which steps were cut to end on a given time.
+    - `memory`: what the algorithm remembers at the end.
     """
 
     tape: bool = False
+    states: bool = True
     segments: int | None = None
     landings: bool = False
+    memory: bool = False
 
 
 class Outcome(NamedTuple):
@@ -41,6 +44,7 @@ class Outcome(NamedTuple):
     - `tape`: the accepted steps, if asked for.
     - `final`: the next step's size and the controller's memory; None for fixed steps.
     - `saved`: how many save times were reached.
+    - `memory`: what the algorithm remembers at the end, if asked for.
     """
 
     rows: list[Array] | None
@@ -53,6 +57,7 @@ class Outcome(NamedTuple):
     nreject: Int[Array, ""]
     ndense: Int[Array, ""]
     saved: Int[Array, ""] | None
+    memory: PyTree = None
 
 
 def make_stepper(
