@@ -257,6 +257,7 @@ class Ready(NamedTuple):
             + start.get(name, 0)
             + attempts * alg.step_counts.get(name, 0)
             + outcome.ndense * alg.dense_counts.get(name, 0)
+            + outcome.work.get(name, 0)
             for name in names
         }
         return {**counted, "naccept": outcome.naccept, "nreject": outcome.nreject}
@@ -288,7 +289,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     given = arguments.problem.arguments()
     parts = Parts(given["p"])
     p = parts.value
-    tspan = tuple(value_of(given["tspan"], p))
+    tspan = tuple(value_of(arguments.problem.tspan, p))
     u0 = tree_of_arrays(value_of(given["u0"], p, tspan[0]))
     layout = Layout(u0)
     times = vary_over(axes, _times(arguments, tspan, layout.time_dtype))

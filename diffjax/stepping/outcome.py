@@ -45,6 +45,7 @@ class Outcome(NamedTuple):
     - `final`: the next step's size and the controller's memory; None for fixed steps.
     - `saved`: how many save times were reached.
     - `memory`: what the algorithm remembers at the end, if asked for.
+    - `work`: what was done beside steps that all cost the same, by name of the statistic.
     """
 
     rows: list[Array] | None
@@ -58,6 +59,7 @@ class Outcome(NamedTuple):
     ndense: Int[Array, ""]
     saved: Int[Array, ""] | None
     memory: PyTree = None
+    work: dict[str, Array] = {}  # noqa: RUF012
 
 
 def make_stepper(
