@@ -64,15 +64,15 @@ def check_adjoint(adjoint: Any, prob: Problem, default: Adjoint) -> None:
         )
 
 
-def check_evolves(prob: Problem, given: dict[str, Any]) -> None:
-    """Raise on an argument that only a solution over time has a use for."""
+def check_evolves(prob: Problem, **given: Any) -> None:
+    """Raise on an argument that only the solution over a span of time has a use for."""
     if prob.evolves:
         return
     for name, value in given.items():
-        if value is not None and value is not False and not (hasattr(value, "__len__") and len(value) == 0):
+        if not (value is None or value is False or (isinstance(value, tuple) and not value)):
             raise ValueError(
-                f"{name} has no meaning for a {type(prob).__name__}, whose solution is a state and "
-                "has no time; leave it out."
+                f"{name}={value!r} has no meaning for a {type(prob).__name__}, whose solution is "
+                "one state, not followed over time; leave it out, or solve a dj.ODEProblem."
             )
 
 

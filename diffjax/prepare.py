@@ -246,7 +246,7 @@ class Ready(NamedTuple):
     def _stats(self, outcome: Outcome) -> dict[str, Array]:
         alg, attempts = self.plan.alg, outcome.naccept + outcome.nreject
         zero = jnp.zeros((), jnp.int32)
-        start = dict(alg.init_counts)
+        start, work = dict(alg.init_counts), outcome.work or {}
         if self.plan.controller is not None and self.settings.dt is None:
             start["nf"] = start.get("nf", 0) + INITIAL_STEP_NF
         if outcome.rows is not None and self.traced_saves:
@@ -257,7 +257,7 @@ class Ready(NamedTuple):
             + start.get(name, 0)
             + attempts * alg.step_counts.get(name, 0)
             + outcome.ndense * alg.dense_counts.get(name, 0)
-            + outcome.work.get(name, 0)
+            + work.get(name, 0)
             for name in names
         }
         return {**counted, "naccept": outcome.naccept, "nreject": outcome.nreject}

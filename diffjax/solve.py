@@ -63,7 +63,8 @@ def solve(
 
     - `prob`: the problem; `u0`, `tspan`, `p` replace its own, as `dj.remake` does.
     - `alg`: how a step is taken, for example `dj.Tsit5()`. By default `Tsit5`, or `Vern7` for a
-        relative tolerance under 1e-6.
+        relative tolerance under 1e-6; for a steady state `SSRootfind`, and should that fail
+        `DynamicSS`.
     - `saveat`: which times to save: a number (a spacing, for a span of Python numbers; both ends
         are saved), an array of times sorted in the direction of the solve, a function
         `(t0, t1) -> times`, `"steps"` (every accepted step, padded; `sol.n` rows are filled) or
@@ -80,7 +81,8 @@ def solve(
     - `max_steps`: the most steps, rejected ones counted. Under a derivative it is also the length
         of the tape, unless the adjoint keeps checkpoints.
     - `tstops`: times that a step must end on.
-    - `adjoint`: how the solve is differentiated, by default `dj.DiscreteAdjoint()`.
+    - `adjoint`: how the solve is differentiated, by default `dj.DiscreteAdjoint()`, of a steady
+        state `dj.SteadyStateAdjoint()`.
     - `resume`: the `final` of an earlier solution, to go on from where it ended.
     - `progress`: show a progress bar.
     - `throw`: raise `SolveError` on failure. None: wherever the return code is concrete; True:
@@ -169,16 +171,14 @@ def judge(
     alg = adjoint.algorithm(alg)
     checks.check_evolves(
         prob,
-        {
-            "saveat": saveat,
-            "dense": dense,
-            "dt": dt,
-            "steps": steps,
-            "controller": controller,
-            "tstops": tstops,
-            "resume": resume,
-            "progress": progress,
-        },
+        saveat=saveat,
+        dense=dense,
+        dt=dt,
+        steps=steps,
+        controller=controller,
+        tstops=tstops,
+        resume=resume,
+        progress=progress,
     )
     fixed = checks.check_steps(alg, adaptive, dt, steps, max_steps)
     if controller is not None:

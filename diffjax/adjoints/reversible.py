@@ -92,7 +92,9 @@ def _solve(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep) -> Outcom
 
     @jax.custom_jvp
     def run(leaves: list[Array], settings: Settings) -> tuple[ReversibleSmooth, Outcome]:
-        smooth, rest = _split(integrate(plan, jtu.tree_unflatten(structure, leaves), settings, keep))
+        smooth, rest = _split(
+            integrate(plan, jtu.tree_unflatten(structure, leaves), settings, keep)
+        )
         return smooth, counters.pack(rest)
 
     @partial(run.defjvp, symbolic_zeros=True)

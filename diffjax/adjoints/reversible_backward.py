@@ -29,7 +29,7 @@ from ..stepping.tape import Tape
 from ..stepping.trees import chosen
 from ..stepping.varying import vary_alike
 from .linear_map import Level
-from .replay import Inside, Point, Replay, Row, add, any_of, masked, max_of, read
+from .replay import Inside, Point, Replay, Row, add, masked, max_of, read
 from .replay_backward import _Backward, _given
 
 # The reconstruction may miss the initial state by this power of the rounding unit, relative to the
@@ -66,6 +66,14 @@ class _Carry(NamedTuple):
     for_step: list[Array]
     for_save: list[Array]
     j: Array | None
+
+
+class _Times(NamedTuple):
+    """Where a step starts, its size, and where it ends."""
+
+    t: Array
+    dt: Array
+    end: Array
 
 
 class _Retrace(_Backward):
@@ -127,57 +135,68 @@ class _Retrace(_Backward):
             t = jnp.where(row.active, row.t, inputs.t0)
             return row._replace(t=t, active=row.active & live)
 
-        return self.lanes(one, self.flags, True, True)(self.leaves, self.residuals.record, self.live)
+        return self.lanes(one, self.flags, True, True)(
+            self.leaves, self.residuals.record, self.live
+        )
 
-    def step(self, carry: Any, row: Row, inside: bool) -> Any:
-        primals, flags = self._group("step")
-        alg, start_t = self.alg, row.t if self.steps.times else None
+    def _halves(self, row: Row, inside: bool) -> tuple[Any, Any]:
+        """Phi_{-h}(t + h, y') and Phi_h(t, z) of all lanes, as functions of the state, of the time
+        that the step starts at, and of the moving inputs.
 
-        def scheduled(t: Array | None, moving: list[Array], leaves: list[Array], row: Row) -> Any:
+        The second gives with it the coefficients of its extension if `inside`, and the times if
+        they carry a derivative.
+        """
+        alg, (_, flags) = self.alg, self._group("step")
+
+        def scheduled(t: Any, moving: list[Array], leaves: list[Array], row: Row) -> Any:
             inputs = self.moving.place(leaves, "step", moving)
             t, dt, end = self.steps._schedule(Point(None, t), inputs, row)
             # A step of length zero where there is none: finite, and then thrown away.
             return self.replay.plan.field(inputs), t, jnp.where(row.active, dt, 0), end
 
-        def back(y: PyTree, t: Any, moving: list[Array], leaves: list[Array], row: Row) -> PyTree:
-            field, t, dt, _ = scheduled(t, moving, leaves, row)
+        def back(y: PyTree, *at: Any) -> PyTree:
+            field, t, dt, _ = scheduled(*at)
             return alg.half(field, t + dt, -dt, y).u
 
-        def forth(z: PyTree, t: Any, moving: list[Array], leaves: list[Array], row: Row) -> Any:
-            field, t, dt, end = scheduled(t, moving, leaves, row)
+        def forth(z: PyTree, *at: Any) -> tuple[PyTree, PyTree, _Times | None]:
+            field, t, dt, end = scheduled(*at)
             result = alg.half(field, t, dt, z)
             inner = alg.alg.dense(field, t, dt, z, result.stages) if inside else None
-            dt = jnp.where(row.active, dt, 1)
-            return result.u, inner, (end, t, dt) if self.steps.times else None
+            times = _Times(t, jnp.where(at[-1].active, dt, 1), end)
+            return result.u, inner, times if self.steps.times else None
 
         def of_all(half: Any) -> Any:
             lanes = self.lanes(half, True, True, flags, self.flags, True)
             return lambda u, t, moving: lanes(u, t, moving, self.leaves, row)
 
+        return of_all(back), of_all(forth)
+
+    def step(self, carry: Any, row: Row, inside: bool) -> Any:
+        back, forth = self._halves(row, inside)
+        alg, primals = self.alg, self._group("step")[0]
+        start_t = row.t if self.steps.times else None
+
         y_end, z_end = carry.here
-        y_bar, z_bar = masked(row.active, carry.point.u)
-        back_u, pull_back = jax.vjp(of_all(back), y_end, start_t, primals)
+        back_u, pull_back = jax.vjp(back, y_end, start_t, primals)
         z = alg.z_before(y_end, z_end, back_u)
-        (forth_u, inner, times), pull_forth = jax.vjp(of_all(forth), z, start_t, primals)
+        (forth_u, inner, times), pull_forth = jax.vjp(forth, z, start_t, primals)
         y = alg.y_before(y_end, z, forth_u)
 
+        y_bar, z_bar = masked(row.active, carry.point.u)
         from_back, t_back, moving_back = pull_back(jtu.tree_map(jnp.negative, z_bar))
         y_bar = add(add(y_bar, z_bar), from_back)
         y_start = jtu.tree_map(lambda g: alg.coupling * g, y_bar)
         z_start = jtu.tree_map(jnp.subtract, z_bar, y_start)
-        inner_bar = jtu.tree_map(jnp.zeros_like, inner)
-        times_bar = None
-        if times is not None:
-            times_bar = (masked(row.active, carry.point.t), *map(jnp.zeros_like, times[1:]))
+        inner_bar, times_bar = jtu.tree_map(jnp.zeros_like, (inner, times))
         if inside:
             extension, pull = jax.vjp(alg.extension, y, z, inner)
-            _, t, dt = (None, None, None) if times is None else times
-            between = Inside(extension, t, dt)
+            between = Inside(extension, *((None, None) if times is None else times[:2]))
             carry, bar = self.saves(carry, row, between, jtu.tree_map(jnp.zeros_like, between))
             y_more, z_more, inner_bar = pull(bar.coefficients)
             y_start, z_start = add(y_start, y_more), add(z_start, z_more)
-            if times_bar is not None:
-                times_bar = (times_bar[0], bar.t, bar.dt)
+            times_bar = None if times is None else times_bar._replace(t=bar.t, dt=bar.dt)
+        if times_bar is not None:
+            times_bar = times_bar._replace(end=masked(row.active, carry.point.t))
         from_forth, t_forth, moving_forth = pull_forth((y_bar, inner_bar, times_bar))
         t_bar = None if t_back is None else t_back + t_forth
         before = Point((y_start, add(z_start, from_forth)), t_bar)
@@ -204,9 +223,7 @@ class _Retrace(_Backward):
             carry = self.initial_saves(carry)
         out = self._collect(carry)
         lost = [self.lanes.reduce(wrong.astype(jnp.int32), want) > 0 for want in self.out_flags]
-        return [
-            chosen(bad, jnp.full_like(x, jnp.nan), x) for bad, x in zip(lost, out, strict=True)
-        ]
+        return [chosen(bad, jnp.full_like(x, jnp.nan), x) for bad, x in zip(lost, out, strict=True)]
 
     def _returned(self, y: PyTree) -> Array:
         """Whether the reconstruction has come back to the initial state."""

@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
     ndense: Int[Array, ""]
     saved: Int[Array, ""] | None
     memory: PyTree = None
-    work: dict[str, Array] = {}  # noqa: RUF012
+    work: dict[str, Array] | None = None
 
 
 def make_stepper(

@@ -112,16 +112,17 @@ class SSRootfind(SteadyStateAlgorithm):
             return ~done & ~c.stalled & jnp.isfinite(c.residual) & (c.iterations < plan.max_steps)
 
         fx, zero = f(x), jnp.zeros((), jnp.int32)
-        start = norm(fx, x)
-        c = _Newton(x, fx, start, jnp.full_like(start, jnp.inf), start < 0, zero, zero + 1)
+        size = norm(fx, x)
+        never = jnp.zeros((), bool)
+        c = _Newton(x, fx, size, jnp.full_like(size, jnp.inf), never, zero, zero + 1)
         c = vary_alike((c, inputs, settings))[0]
         c = jax.lax.while_loop(pending, lambda c: _iterate(c, f, norm), c)
-        regular = is_regular(jax.jacfwd(f)(c.x))
-        code = jnp.where(c.stalled | ~regular, ReturnCode.newton_failed, ReturnCode.success)
-        code = jnp.where(c.iterations < plan.max_steps, code, ReturnCode.max_steps)
-        found = (c.residual <= 1) & (c.correction <= 1) & regular
-        code = jnp.where(found, ReturnCode.success, code)
+        found = (c.residual <= 1) & (c.correction <= 1) & is_regular(jax.jacfwd(f)(c.x))
+        code = jnp.where(
+            c.iterations < plan.max_steps, ReturnCode.newton_failed, ReturnCode.max_steps
+        )
         code = jnp.where(jnp.isfinite(c.residual), code, ReturnCode.unstable)
+        code = jnp.where(found, ReturnCode.success, code)
         return Outcome(
             rows=None,
             u_end=back(c.x),
@@ -220,10 +221,10 @@ class DynamicSS(SteadyStateAlgorithm):
             return rest
         root = SSRootfind().find(plan, inputs._replace(u0=rest.u_end), settings)
         better = (root.status == ReturnCode.success) & (rest.status != ReturnCode.unstable)
-        work = {name: rest.work.get(name, 0) + n for name, n in root.work.items()}
-        status = jnp.where(better, root.status, rest.status)
         return rest._replace(
-            u_end=where(better, root.u_end, rest.u_end), status=status, work=work
+            u_end=where(better, root.u_end, rest.u_end),
+            status=jnp.where(better, root.status, rest.status),
+            work=_sum(rest.work, root.work),
         )
 
     def _follow(self, plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
@@ -273,10 +274,15 @@ class RootfindOrDynamicSS(SteadyStateAlgorithm):
         root = SSRootfind().find(plan, inputs, settings)
         found = root.status == ReturnCode.success
 
-        def follow() -> Outcome:
-            # Under `vmap` all lanes come here; those that rest already have nothing to do.
-            start = where(found, root.u_end, inputs.u0)
-            rest = DynamicSS().find(plan, inputs._replace(u0=start), settings)
-            return rest._replace(work={name: n + rest.work[name] for name, n in root.work.items()})
+        # Where it is found already the second search ends where it starts.
+        start = where(found, root.u_end, inputs.u0)
+        rest = DynamicSS().find(plan, inputs._replace(u0=start), settings)
+        return where(found, root, rest._replace(work=root.work))._replace(
+            work=_sum(root.work, rest.work)
+        )
 
-        return jax.lax.cond(found, lambda: root, follow)
+
+def _sum(*works: dict[str, Array] | None) -> dict[str, Array]:
+    names = {name for work in works for name in work or {}}
+    zero = jnp.zeros((), jnp.int32)
+    return {name: sum(((work or {}).get(name, zero) for work in works), zero) for name in names}

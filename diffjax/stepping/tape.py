@@ -24,8 +24,8 @@ class Tape(NamedTuple):
 
     Row k is the step that starts at `t[k]` in state `u[k]`; one row more is the end of the last. A
     rejected attempt is kept as a row with `dt` zero when lanes of a `vmap` share their row numbers.
-    `u` is None on a tape of times alone. `landed` is the stop a step was cut to end on, -1 if none; it is kept only for a derivative with
-    respect to times.
+    `u` is None on a tape of times alone. `landed` is the stop a step was cut to end on, -1 if none;
+    it is kept only for a derivative with respect to times.
     """
 
     t: Float[Array, " rows+1"]
