@@ -73,9 +73,7 @@ def adjoints(rows: int) -> dict[str, dj.Adjoint]:
 def measure(functions: dict[str, Gradient], p: jax.Array) -> dict[str, tuple[float, int]]:
     """Seconds, and bytes of temporary memory, of each."""
     compiled = {name: f.lower(p).compile() for name, f in functions.items()}
-    calls = {
-        name: lambda c=c: jax.block_until_ready(c(p)) for name, c in compiled.items()
-    }
+    calls = {name: lambda c=c: jax.block_until_ready(c(p)) for name, c in compiled.items()}
     seconds = interleaved(calls, SECONDS)
     return {
         name: (seconds[name], c.memory_analysis().temp_size_in_bytes)
@@ -116,9 +114,7 @@ def draw(parameters: dict[str, Any], steps: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharex="col", layout="constrained")
-    for column, (found, label) in enumerate(
-        ((parameters, "parameters"), (steps, "fixed steps"))
-    ):
+    for column, (found, label) in enumerate(((parameters, "parameters"), (steps, "fixed steps"))):
         for row, (key, scale, unit) in enumerate(
             (("seconds", 1e3, "gradient, ms"), ("bytes", 1 / 1024, "temporary memory, KiB"))
         ):

@@ -1,12 +1,15 @@
 """diffjax: every differential equation is a differentiable function."""
 
 from . import neural as neural
+from .adjoints.auto import AutoAdjoint as AutoAdjoint
 from .adjoints.backsolve import BacksolveAdjoint as BacksolveAdjoint
 from .adjoints.base import Adjoint as Adjoint
 from .adjoints.discrete import DiscreteAdjoint as DiscreteAdjoint
 from .adjoints.forward import ForwardMode as ForwardMode
 from .adjoints.gauss import GaussAdjoint as GaussAdjoint
 from .adjoints.interpolating import InterpolatingAdjoint as InterpolatingAdjoint
+from .adjoints.reversible import ReversibleAdjoint as ReversibleAdjoint
+from .adjoints.steady_state import SteadyStateAdjoint as SteadyStateAdjoint
 from .algorithms.base import Algorithm as Algorithm
 from .algorithms.explicit_methods import BS3 as BS3
 from .algorithms.explicit_methods import BS5 as BS5
@@ -31,7 +34,13 @@ from .interpolation import CubicHermite as CubicHermite
 from .interpolation import LinearInterpolation as LinearInterpolation
 from .problems import ODEProblem as ODEProblem
 from .problems import Problem as Problem
+from .problems import SteadyStateProblem as SteadyStateProblem
 from .problems import remake as remake
+from .sensitivity import diffeq_adjoint as diffeq_adjoint
+from .sensitivity import diffeq_fd as diffeq_fd
+from .sensitivity import diffeq_rd as diffeq_rd
+from .sensitivity import integral_cost as integral_cost
+from .sensitivity import reversal_error as reversal_error
 from .solution import Estimates as Estimates
 from .solution import Solution as Solution
 from .solution import SolveError as SolveError
@@ -42,6 +51,8 @@ from .stepping.controllers import IController as IController
 from .stepping.controllers import PIController as PIController
 from .stepping.controllers import PIDController as PIDController
 from .stepping.status import ReturnCode as ReturnCode
+from .stepping.steady_state import DynamicSS as DynamicSS
+from .stepping.steady_state import SSRootfind as SSRootfind
 from .training import TrainingError as TrainingError
 from .training import TrainResult as TrainResult
 from .training import train as train

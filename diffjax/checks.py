@@ -11,6 +11,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
+from .adjoints.base import Adjoint
 from .algorithms.base import Algorithm
 from .problems.base import Problem
 from .problems.parts import is_array
@@ -53,6 +54,28 @@ def check_algorithm(alg: Any, prob: Problem) -> None:
         )
 
 
+def check_adjoint(adjoint: Any, prob: Problem, default: Adjoint) -> None:
+    check_type("adjoint", adjoint, Adjoint, f"dj.{default.name}()")
+    kind = type(prob).__name__
+    if kind not in adjoint.takes:
+        raise TypeError(
+            f"adjoint={adjoint.name} cannot differentiate a problem of kind {kind}; "
+            f"try dj.{default.name}()."
+        )
+
+
+def check_evolves(prob: Problem, **given: Any) -> None:
+    """Raise on an argument that only the solution over a span of time has a use for."""
+    if prob.evolves:
+        return
+    for name, value in given.items():
+        if not (value is None or value is False or (isinstance(value, tuple) and not value)):
+            raise ValueError(
+                f"{name}={value!r} has no meaning for a {type(prob).__name__}, whose solution is "
+                "one state, not followed over time; leave it out, or solve a dj.ODEProblem."
+            )
+
+
 def check_steps(alg: Algorithm, adaptive: bool, dt: Any, steps: Any, max_steps: Any) -> bool:
     """Whether the steps are fixed; raises on settings that contradict one another."""
     if not isinstance(max_steps, int) or max_steps < 1:
@@ -78,7 +101,7 @@ def check_steps(alg: Algorithm, adaptive: bool, dt: Any, steps: Any, max_steps: 
 
 def _ends(prob: Problem) -> tuple[float, float] | None:
     """Both ends of the span where they are known."""
-    tspan = prob.arguments()["tspan"]
+    tspan = prob.tspan
     if callable(tspan):
         return None
     ends = [concrete(t) for t in tspan]
@@ -115,7 +138,7 @@ def _check_spacing(saveat: Any, prob: Problem) -> None:
         )
     if not (np.isfinite(saveat) and saveat > 0):
         raise ValueError(f"saveat as a spacing must be positive and finite, got {saveat}.")
-    tspan = prob.arguments()["tspan"]
+    tspan = prob.tspan
     if callable(tspan) or not all(isinstance(t, float) for t in tspan):
         raise ValueError(
             "saveat as a spacing needs a tspan of Python numbers, since it decides how many times "
@@ -156,7 +179,7 @@ def check_tstops(tstops: Any, prob: Problem, fixed: bool) -> None:
     times = concrete(jnp.asarray(tstops))
     if times is not None:
         _check_times("tstops", times, _ends(prob))
-    static = all(isinstance(t, float) for t in prob.arguments()["tspan"])
+    static = all(isinstance(t, float) for t in prob.tspan)
     if fixed and (times is None or not static):
         raise ValueError(
             "tstops with fixed steps need times and a tspan of Python numbers; "

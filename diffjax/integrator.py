@@ -52,6 +52,8 @@ def init(prob: Problem, alg: Algorithm | None = None, **options: Any) -> Integra
         ```
     """
     arguments, settled = judge(prob, alg, **options)
+    if not prob.evolves:
+        raise TypeError(f"a {type(prob).__name__} has no steps to walk; use dj.solve.")
     return _start(Parts(arguments, dynamic=is_array), settled)
 
 

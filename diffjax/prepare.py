@@ -253,7 +253,7 @@ class Ready(NamedTuple):
     def _stats(self, outcome: Outcome) -> dict[str, Array]:
         alg, attempts = self.plan.alg, outcome.naccept + outcome.nreject
         zero = jnp.zeros((), jnp.int32)
-        start = dict(alg.init_counts)
+        start, work = dict(alg.init_counts), outcome.work or {}
         if self.plan.controller is not None and self.settings.dt is None:
             start["nf"] = start.get("nf", 0) + INITIAL_STEP_NF
         if outcome.rows is not None and self.traced_saves:
@@ -264,6 +264,7 @@ class Ready(NamedTuple):
             + start.get(name, 0)
             + attempts * alg.step_counts.get(name, 0)
             + outcome.ndense * alg.dense_counts.get(name, 0)
+            + work.get(name, 0)
             for name in names
         }
         return {**counted, "naccept": outcome.naccept, "nreject": outcome.nreject}
@@ -295,7 +296,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     given = arguments.problem.arguments()
     parts = Parts(given["p"])
     p = parts.value
-    tspan = tuple(value_of(given["tspan"], p))
+    tspan = tuple(value_of(arguments.problem.tspan, p))
     u0 = tree_of_arrays(value_of(given["u0"], p, tspan[0]))
     layout = Layout(u0)
     times = vary_over(axes, _times(arguments, tspan, layout.time_dtype))

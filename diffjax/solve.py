@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 from . import checks
 from .adjoints.base import Adjoint
 from .adjoints.discrete import DiscreteAdjoint
+from .adjoints.steady_state import SteadyStateAdjoint
 from .algorithms.base import Algorithm
 from .algorithms.explicit_methods import Tsit5, Vern7
 from .failure import raise_on_failure
@@ -24,6 +25,7 @@ from .solution import ReturnCode, Solution, Stats
 from .stepping.controllers import Controller, PIController
 from .stepping.dense import DenseOutput
 from .stepping.layout import Layout
+from .stepping.steady_state import RootfindOrDynamicSS
 
 # Below this relative tolerance the default explicit method is of order 7.
 _TIGHT = 1e-6
@@ -62,7 +64,8 @@ def solve(
 
     - `prob`: the problem; `u0`, `tspan`, `p` replace its own, as `dj.remake` does.
     - `alg`: how a step is taken, for example `dj.Tsit5()`. By default `Tsit5`, or `Vern7` for a
-        relative tolerance under 1e-6.
+        relative tolerance under 1e-6; for a steady state `SSRootfind`, and should that fail
+        `DynamicSS`.
     - `saveat`: which times to save: a number (a spacing, for a span of Python numbers; both ends
         are saved), an array of times sorted in the direction of the solve, a function
         `(t0, t1) -> times`, `"steps"` (every accepted step, padded; `sol.n` rows are filled) or
@@ -81,7 +84,8 @@ def solve(
     - `max_steps`: the most steps, rejected ones counted. Under a derivative it is also the length
         of the tape, unless the adjoint keeps checkpoints.
     - `tstops`: times that a step must end on.
-    - `adjoint`: how the solve is differentiated, by default `dj.DiscreteAdjoint()`.
+    - `adjoint`: how the solve is differentiated, by default `dj.DiscreteAdjoint()`, of a steady
+        state `dj.SteadyStateAdjoint()`.
     - `resume`: the `final` of an earlier solution, to go on from where it ended.
     - `progress`: show a progress bar.
     - `throw`: raise `SolveError` on failure. None: wherever the return code is concrete; True:
@@ -164,10 +168,23 @@ def judge(
     checks.check_problem(prob)
     overrides = {k: v for k, v in (("u0", u0), ("tspan", tspan), ("p", p)) if v is not None}
     prob = remake(prob, **overrides) if overrides else prob
-    alg = _default_algorithm(rtol) if alg is None else alg
+    alg = _default_algorithm(prob, rtol) if alg is None else alg
     checks.check_algorithm(alg, prob)
-    adjoint = DiscreteAdjoint() if adjoint is None else adjoint
-    checks.check_type("adjoint", adjoint, Adjoint, "dj.DiscreteAdjoint()")
+    default = DiscreteAdjoint() if prob.evolves else SteadyStateAdjoint()
+    adjoint = default if adjoint is None else adjoint
+    checks.check_adjoint(adjoint, prob, default)
+    alg = adjoint.algorithm(alg)
+    checks.check_evolves(
+        prob,
+        saveat=saveat,
+        dense=dense,
+        dt=dt,
+        steps=steps,
+        controller=controller,
+        tstops=tstops,
+        resume=resume,
+        progress=progress,
+    )
     fixed = checks.check_steps(alg, adaptive, dt, steps, max_steps)
     if controller is not None:
         checks.check_type("controller", controller, Controller, "dj.PIController()")
@@ -194,7 +211,7 @@ def judge(
     options = Options(
         alg=alg,
         adjoint=adjoint,
-        controller=None if fixed else (PIController() if controller is None else controller),
+        controller=_controller(controller) if prob.evolves and not fixed else None,
         max_steps=max_steps,
         steps=steps,
         fixed=fixed,
@@ -247,9 +264,15 @@ def _solution(result: dict[str, Any], prob: Problem, options: Options) -> Soluti
     )
 
 
-def _default_algorithm(rtol: PyTree) -> Algorithm:
+def _default_algorithm(prob: Problem, rtol: PyTree) -> Algorithm:
+    if not prob.evolves:
+        return RootfindOrDynamicSS()
     tight = isinstance(rtol, float) and rtol < _TIGHT
     return Vern7() if tight else Tsit5()
+
+
+def _controller(controller: Controller | None) -> Controller:
+    return PIController() if controller is None else controller
 
 
 def _times(times: Any) -> Any:
@@ -280,7 +303,7 @@ def _hashable(index: Any) -> Any:
 
 
 def _resumed(prob: Problem, resume: PyTree) -> Problem:
-    tspan = prob.arguments()["tspan"]
+    tspan = prob.tspan
     if callable(tspan):
         return remake(prob, u0=resume["u"], tspan=lambda p: (resume["t"], value_of(tspan, p)[1]))
     return remake(prob, u0=resume["u"], tspan=(resume["t"], tspan[1]))

@@ -78,6 +78,9 @@ class Algorithm(eqx.Module):
 
     # Kinds of problem it takes, by class name.
     takes: ClassVar[frozenset[str]] = frozenset()
+    # A step is explicit and follows from (t, u) alone; the first of the coefficients that `dense`
+    # gives is the state at its start, which `interpolate` adds the others to.
+    is_explicit_one_step: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

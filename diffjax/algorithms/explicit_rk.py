@@ -51,6 +51,7 @@ class ExplicitRungeKutta(Algorithm):
     """
 
     takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem"})
+    is_explicit_one_step: ClassVar[bool] = True
 
     tableau: ButcherTableau = eqx.field(static=True)
     unroll: bool = eqx.field(static=True, default=True)

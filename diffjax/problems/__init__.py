@@ -3,3 +3,4 @@
 from .base import Problem as Problem
 from .base import remake as remake
 from .ode import ODEProblem as ODEProblem
+from .steady_state import SteadyStateProblem as SteadyStateProblem

@@ -1,6 +1,6 @@
 """What every problem has in common."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.tree_util as jtu
@@ -20,6 +20,14 @@ class Problem(eqx.Module):
     A problem is a pytree whose leaves are all arrays, so plain `jax.jit`, `jax.vmap` and
     `jax.grad` take it as an argument. It holds no solver and knows no algorithm.
     """
+
+    # Whether its solution is followed over a span of time.
+    evolves: ClassVar[bool] = True
+
+    @property
+    def tspan(self) -> Any:
+        """The pair (t0, t1), or the function that computes it."""
+        raise NotImplementedError
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments that rebuild this problem."""

@@ -68,7 +68,8 @@ class ByStepsDriver:
         inputs, tape = self.inputs, None
         zero = jnp.zeros((), jnp.int32)
         if tape_length is not None:
-            tape = new_tape(tape_length, inputs, landings=self.keep.landings)
+            keep = self.keep
+            tape = new_tape(tape_length, inputs, landings=keep.landings, states=keep.states)
         saved = self._initial_saves() if saving and inputs.saves is not None else None
         loop = _BySteps(carry, carry.steps, zero, saved, tape, zero)
         return vary_alike((loop, inputs, self.settings))[0]
@@ -168,7 +169,8 @@ class ByStepsDriver:
     def finish(self, loop: _BySteps, tape: Tape | Snapshots | None) -> Outcome:
         saving = loop.saving
         rows, saved = (None, None) if saving is None else (saving.rows, saving.saved)
-        return outcome_of(self.stepper, loop.carry, rows, tape, loop.ndense, saved)
+        outcome = outcome_of(self.stepper, loop.carry, rows, tape, loop.ndense, saved)
+        return outcome._replace(memory=loop.carry.memory) if self.keep.memory else outcome
 
 
 def by_steps(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, *, many: bool) -> Outcome:

@@ -24,14 +24,17 @@ from .tape import Snapshots, Tape
 class Keep:
     """What a solve keeps of its steps for whoever replays them.
 
-    - `tape`: all of them.
+    - `tape`: all of them; without `states` only when they were.
     - `segments`: the loop's state at the start of each of this many segments.
     - `landings`: which steps were cut to end on a given time.
+    - `memory`: what the algorithm remembers at the end.
     """
 
     tape: bool = False
+    states: bool = True
     segments: int | None = None
     landings: bool = False
+    memory: bool = False
 
 
 class Outcome(NamedTuple):
@@ -41,6 +44,8 @@ class Outcome(NamedTuple):
     - `tape`: the accepted steps, if asked for.
     - `final`: the next step's size and the controller's memory; None for fixed steps.
     - `saved`: how many save times were reached.
+    - `memory`: what the algorithm remembers at the end, if asked for.
+    - `work`: what was done beside steps that all cost the same, by name of the statistic.
     """
 
     rows: list[Array] | None
@@ -53,6 +58,8 @@ class Outcome(NamedTuple):
     nreject: Int[Array, ""]
     ndense: Int[Array, ""]
     saved: Int[Array, ""] | None
+    memory: PyTree = None
+    work: dict[str, Array] | None = None
 
 
 def make_stepper(

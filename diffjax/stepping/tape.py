@@ -24,8 +24,8 @@ class Tape(NamedTuple):
 
     Row k is the step that starts at `t[k]` in state `u[k]`; one row more is the end of the last. A
     rejected attempt is kept as a row with `dt` zero when lanes of a `vmap` share their row numbers.
-    `landed` is the stop a step was cut to end on, -1 if none; it is kept only for a derivative with
-    respect to times.
+    `u` is None on a tape of times alone. `landed` is the stop a step was cut to end on, -1 if none;
+    it is kept only for a derivative with respect to times.
     """
 
     t: Float[Array, " rows+1"]
@@ -40,7 +40,7 @@ class Tape(NamedTuple):
         return self._replace(
             t=put(self.t, step.t, number),
             dt=put(self.dt, jnp.where(record.accepted, step.dt, 0), number),
-            u=jtu.tree_map(lambda buffer, x: put(buffer, x, number), self.u, step.u),
+            u=self._with_state(step.u, number),
             landed=None if self.landed is None else put(self.landed, record.landed, number),
         )
 
@@ -48,17 +48,23 @@ class Tape(NamedTuple):
         """Add the point at which the last step ended."""
         return self._replace(
             t=put(self.t, stepper.time(carry), used),
-            u=jtu.tree_map(lambda buffer, x: put(buffer, x, used), self.u, stepper.state(carry)),
+            u=self._with_state(stepper.state(carry), used),
             used=used,
         )
 
+    def _with_state(self, u: PyTree, number: Array) -> PyTree:
+        if self.u is None:
+            return None
+        return jtu.tree_map(lambda buffer, x: put(buffer, x, number), self.u, u)
 
-def new_tape(length: int, inputs: Inputs, *, landings: bool) -> Tape:
+
+def new_tape(length: int, inputs: Inputs, *, landings: bool, states: bool) -> Tape:
     dtype = inputs.t0.dtype
+    like = inputs.u0 if states else None
     return Tape(
         t=jnp.zeros(length + 1, dtype),
         dt=jnp.zeros(length + 1, dtype),
-        u=jtu.tree_map(lambda x: jnp.zeros((length + 1, *x.shape), x.dtype), inputs.u0),
+        u=jtu.tree_map(lambda x: jnp.zeros((length + 1, *x.shape), x.dtype), like),
         landed=jnp.full(length + 1, -1, jnp.int32) if landings else None,
         used=jnp.zeros((), jnp.int32),
     )

@@ -1,0 +1,429 @@
+"""ReversibleAdjoint: exact gradients of the coupled steps, in constant memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+import diffjax as dj
+from tests.derivatives import ARGS, close, compare, differences, grown, solve_growth
+from tests.problems import (
+    CLOCK,
+    GRAD_LV_BLOG,
+    GRAD_LV_IN_TIME,
+    LOTKA_VOLTERRA,
+    GradientCase,
+    clock_exact,
+    lotka_volterra,
+)
+
+REVERSIBLE = dj.ReversibleAdjoint()
+U0, P = jnp.asarray(LOTKA_VOLTERRA.u0), jnp.asarray(LOTKA_VOLTERRA.p)
+TIGHT = {"rtol": 1e-10, "atol": 1e-10}
+# Both ends, a time twice, several in one step.
+PARTS = jnp.asarray([0.0, 0.0, 0.3, 0.301, 0.302, 0.302, 0.7, 1.0])
+
+
+def solve(p: jax.Array, u0: jax.Array = U0, **options: Any) -> dj.Solution:
+    prob = dj.ODEProblem(lotka_volterra, u0, (0.0, 3.0), p)
+    options = {"saveat": jnp.linspace(0.0, 3.0, 7), "rtol": 1e-7, "atol": 1e-7, **options}
+    return dj.solve(prob, dj.Tsit5(), max_steps=256, adjoint=REVERSIBLE, **options)
+
+
+def loss(p: jax.Array, u0: jax.Array = U0, **options: Any) -> jax.Array:
+    return jnp.sum(solve(p, u0, **options).u ** 2)
+
+
+# The gradient -------------------------------------------------------------------------
+
+
+def forced(u: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
+    return lotka_volterra(u, p, t) + jnp.sin(t) / 10
+
+
+def cost(alg: dj.Algorithm, saving: bool, **options: Any) -> Callable:
+    """A loss of u0, p and both ends of the span: of the end, or of saves that move with them."""
+
+    def of_arguments(adjoint: dj.Adjoint, *args: jax.Array) -> jax.Array:
+        u0, p, t0, t1 = args
+        prob = dj.ODEProblem(forced, u0, (t0, t1), p)
+        saveat = (lambda t0, t1: t0 + (t1 - t0) * PARTS) if saving else None
+        u = dj.solve(prob, alg, saveat=saveat, adjoint=adjoint, **options).u
+        return jnp.sum(jnp.cos(jnp.arange(float(u.size))).reshape(u.shape) * u**2)
+
+    return of_arguments
+
+
+EVERYTHING = (U0, P, jnp.asarray(0.3), jnp.asarray(2.4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saving", [False, True], ids=["end", "saves"])
+@pytest.mark.parametrize(
+    ("alg", "options"),
+    [
+        (dj.Tsit5(), TIGHT),
+        (dj.Tsit5(), {"steps": 150}),
+        (dj.Vern7(), TIGHT),
+        (dj.RK4(), {"steps": 150}),
+    ],
+    ids=["Tsit5", "Tsit5-fixed", "Vern7", "RK4-fixed"],
+)
+def test_gradient_by_everything(alg: dj.Algorithm, options: dict, saving: bool) -> None:
+    """Against the jvp of the same steps to rounding; and against forward mode, of the method
+    without the coupling, and differences to what the two methods' accuracy allows."""
+    f = cost(alg, saving, **options)
+    numbers = (1, 2, 3, 4)
+    gradient = jax.jit(jax.grad(f, numbers), static_argnums=0)(REVERSIBLE, *EVERYTHING)
+    same_steps = jax.jit(jax.jacfwd(f, numbers), static_argnums=0)(REVERSIBLE, *EVERYTHING)
+    close(gradient, same_steps, 1e-9, 1e-11)
+    forward = jax.jit(jax.jacfwd(f, numbers), static_argnums=0)(dj.ForwardMode(), *EVERYTHING)
+    close(gradient, forward, 1e-6)
+    value = jax.jit(f, static_argnums=0)
+    for i, got in enumerate(gradient):
+
+        def of_one(x: jax.Array, i: int = i) -> jax.Array:
+            return value(REVERSIBLE, *EVERYTHING[:i], x, *EVERYTHING[i + 1 :])
+
+        close(got, differences(of_one, EVERYTHING[i], 1e-3), 1e-6, 1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [GRAD_LV_BLOG, GRAD_LV_IN_TIME], ids=lambda c: c.case.name)
+def test_published_gradients(case: GradientCase) -> None:
+    """Loss and gradient to 1e-6 of independent figures."""
+
+    def loss(p: jax.Array, u0: jax.Array) -> jax.Array:
+        prob = case.case.ode(p=p, u0=u0)
+        return case.loss(
+            dj.solve(prob, dj.Vern7(), saveat=case.times, adjoint=REVERSIBLE, **TIGHT).u
+        )
+
+    arguments = jnp.asarray(case.case.p), jnp.asarray(case.case.u0)
+    value, grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(*arguments)
+    close(value, case.value)
+    close(dict(zip(("p", "u0"), grads, strict=True)), case.grads)
+
+
+@pytest.mark.slow
+def test_save_times_stops_and_the_end_in_closed_form() -> None:
+    """Derivatives by save times and stops, through `t_end`, and backwards in time."""
+    times = jnp.asarray([0.2, 0.5, 0.500001, 0.6, 0.6, 2.0, 2.9])
+
+    def ours(u0: Any, p: Any, times: Any, stops: Any) -> jax.Array:
+        return solve_growth(u0, p, 0.2, 2.9, REVERSIBLE, saveat=times, tstops=stops).u
+
+    compare(
+        ours,
+        lambda u0, p, times, stops: grown(u0, p, 0.2, times) + 0 * jnp.sum(stops),
+        (*ARGS[:2], times, jnp.asarray([0.9, 1.7])),
+    )
+
+    def end(u0: Any, p: Any, t0: Any, t1: Any) -> jax.Array:
+        sol = solve_growth(u0, p, t1, t0, REVERSIBLE)
+        return sol.u_end * sol.t_end**2
+
+    compare(end, lambda u0, p, t0, t1: grown(u0, p, t1, t0) * t0**2)
+
+
+def test_second_derivatives() -> None:
+    """Forward over reverse and forward over forward agree with differences of the gradient."""
+
+    def end(p: jax.Array) -> jax.Array:
+        return loss(p, steps=40)
+
+    hessian = jax.jit(jax.hessian(end))(P)
+    scale = float(jnp.max(jnp.abs(hessian)))
+    close(hessian, jax.jit(jax.jacfwd(jax.jacfwd(end)))(P), 1e-9, 1e-10 * scale)
+    close(hessian, differences(jax.jit(jax.grad(end)), P, 1e-4), 1e-6, 1e-7 * scale)
+
+
+# The coupled method -------------------------------------------------------------------
+
+
+def observed_order(alg: dj.Algorithm, numbers: tuple[int, ...], saveat: Any) -> float:
+    """The slope of log(error) over log(step) on `clock`."""
+
+    def error(steps: int) -> float:
+        sol = dj.solve(CLOCK.ode(), alg, steps=steps, saveat=saveat, adjoint=REVERSIBLE)
+        return float(np.max(np.abs(np.asarray(sol.u) - clock_exact(np.asarray(sol.t)))))
+
+    errors = [error(n) for n in numbers]
+    return -float(np.polyfit(np.log(numbers), np.log(errors), 1)[0])
+
+
+@pytest.mark.parametrize(
+    ("alg", "numbers"),
+    [
+        (dj.Midpoint(), (64, 128, 256)),
+        (dj.RK4(), (32, 48, 64)),
+        (dj.Tsit5(), (24, 32, 48)),
+        (dj.Vern7(), (12, 16, 24)),
+    ],
+    ids=lambda x: getattr(x, "name", ""),
+)
+def test_the_order_of_the_method_is_kept(alg: dj.Algorithm, numbers: tuple[int, ...]) -> None:
+    """McCallum and Foster, theorem 2.1: the coupled method has the order of the method."""
+    assert observed_order(alg, numbers, None) > alg.order - 0.3
+
+
+@pytest.mark.parametrize(
+    ("alg", "numbers"),
+    [(dj.Midpoint(), (64, 128, 256)), (dj.Tsit5(), (24, 32, 48))],
+    ids=["Midpoint", "Tsit5"],
+)
+def test_order_between_the_steps(alg: dj.Algorithm, numbers: tuple[int, ...]) -> None:
+    """Saves inside steps are of the extension's order."""
+    saveat = jnp.linspace(0.0, 3.0, 143)
+    assert observed_order(alg, numbers, saveat) > min(alg.order, alg.dense_order + 1) - 0.3
+
+
+def test_the_extension_is_exact_at_both_ends() -> None:
+    """A save at the end of a step is the state there, at any coupling."""
+    adjoint = dj.ReversibleAdjoint(coupling=0.7)
+    times = jnp.linspace(0.0, 3.0, 11)
+    saved = dj.solve(CLOCK.ode(), dj.Tsit5(), steps=10, saveat=times, adjoint=adjoint)
+    # Just before and just after the end of a step: one extension each.
+    near = jnp.stack([times[5] - 1e-9, times[5] + 1e-9])
+    around = dj.solve(CLOCK.ode(), dj.Tsit5(), steps=10, saveat=near, adjoint=adjoint)
+    close(saved.u[-1], saved.u_end, 1e-14)
+    close(around.u, jnp.stack([saved.u[5]] * 2), 1e-8)
+
+
+def test_work_is_twice_the_method() -> None:
+    """Two steps of the method a step, each with its own first stage; errors are the method's."""
+    coupled, plain = (
+        solve(P),
+        dj.solve(
+            dj.ODEProblem(lotka_volterra, U0, (0.0, 3.0), P), dj.Tsit5(), rtol=1e-7, atol=1e-7
+        ),
+    )
+    attempts = int(coupled.stats.naccept + coupled.stats.nreject)
+    # Two more choose the first step.
+    assert coupled.stats.nf == 14 * attempts + 2
+    assert abs(attempts - int(plain.stats.naccept + plain.stats.nreject)) <= 3
+
+
+# Memory -------------------------------------------------------------------------------
+
+
+def gradient_memory(saveat: Any = None, **options: Any) -> int:
+    """Bytes of temporaries of a gradient over a state of a hundred numbers."""
+
+    def loss(p: jax.Array) -> jax.Array:
+        prob = dj.ODEProblem(lambda u, p, t: -p * u, jnp.ones(100), (0.0, 1.0), p)
+        sol = dj.solve(prob, dj.Tsit5(), adjoint=REVERSIBLE, saveat=saveat, **options)
+        return jnp.sum(sol.u**2)
+
+    analysis = jax.jit(jax.grad(loss)).lower(jnp.ones(())).compile().memory_analysis()
+    assert analysis is not None
+    return analysis.temp_size_in_bytes
+
+
+def test_memory_is_constant_with_fixed_steps() -> None:
+    few, many = gradient_memory(steps=100), gradient_memory(steps=10_000)
+    assert many == few
+    few, many = (gradient_memory(saveat=0.25, steps=n) for n in (100, 10_000))
+    assert many == few
+
+
+def test_memory_is_two_numbers_a_step_when_adaptive() -> None:
+    few, many = gradient_memory(max_steps=100), gradient_memory(max_steps=10_100)
+    assert many - few <= 10_000 * 2 * 8
+
+
+# Transformations ----------------------------------------------------------------------
+
+PS = P[None] * jnp.linspace(0.8, 1.2, 4)[:, None]
+U0S = U0[None] * jnp.linspace(0.9, 1.1, 3)[:, None]
+
+
+@pytest.mark.parametrize("options", [{}, {"steps": 60}], ids=["adaptive", "fixed"])
+def test_vmap_equals_a_loop(options: dict) -> None:
+    """Lanes of their own steps, and a parameter that they share."""
+    one = jax.jit(jax.grad(lambda p, u0: loss(p, u0, **options), argnums=(0, 1)))
+    looped = jtu.tree_map(lambda *x: jnp.stack(x), *(one(p, U0) for p in PS))
+    lanes = jax.jit(jax.vmap(one, (0, None)))(PS, U0)
+    close(lanes, looped, 1e-10)
+
+    def total(p: jax.Array) -> jax.Array:
+        return jnp.sum(jax.vmap(lambda u0: loss(p, u0, **options))(U0S))
+
+    close(jax.jit(jax.grad(total))(P), sum(one(P, u0)[0] for u0 in U0S), 1e-10)
+
+
+@pytest.mark.slow
+def test_vmap_of_vmap_and_jit() -> None:
+    def total(p: jax.Array) -> jax.Array:
+        return jnp.sum(jax.vmap(lambda u0: loss(p, u0))(U0S))
+
+    eager = jnp.stack([jax.grad(total)(p) for p in PS])
+    close(jax.jit(jax.vmap(jax.grad(total)))(PS), eager, 1e-10)
+
+
+@pytest.mark.slow
+def test_shard_map() -> None:
+    """Four devices, JAX's own checks on."""
+    mesh = Mesh(np.asarray(jax.devices()[:4]), ("lanes",))
+    spec = PartitionSpec("lanes")
+
+    def local(ps: jax.Array, u0: jax.Array) -> jax.Array:
+        return jax.vmap(lambda p: loss(p, u0))(ps)
+
+    def total(ps: jax.Array, u0: jax.Array) -> jax.Array:
+        f = jax.shard_map(local, mesh=mesh, in_specs=(spec, PartitionSpec()), out_specs=spec)
+        return jnp.sum(f(ps, u0))
+
+    got = jax.jit(jax.grad(total, argnums=(0, 1)))(PS, U0)
+    wanted = jax.jit(jax.grad(lambda *args: jnp.sum(local(*args)), argnums=(0, 1)))(PS, U0)
+    close(got, wanted, 1e-10)
+
+
+def test_a_shared_parameter_has_one_cotangent() -> None:
+    """Of a parameter that lanes share no copy a lane is made."""
+    lanes, size = 7, 11
+
+    def total(p: jax.Array) -> jax.Array:
+        def one(u0: jax.Array) -> jax.Array:
+            prob = dj.ODEProblem(lambda u, p, t: jnp.tanh(p @ u), u0, (0.0, 1.0), p)
+            return jnp.sum(dj.solve(prob, dj.RK4(), steps=5, adjoint=REVERSIBLE).u)
+
+        return jnp.sum(jax.vmap(one)(jnp.ones((lanes, size))))
+
+    text = jax.jit(jax.grad(total)).lower(jnp.eye(size)).compile().as_text()
+    assert f"f64[{lanes},{size},{size}]" not in text
+
+
+# States and parameters ----------------------------------------------------------------
+
+
+def test_network_over_a_pytree_state() -> None:
+    """An equinox network as `p`, a dictionary as state, against forward mode."""
+    network = eqx.nn.MLP(3, 3, 8, 1, activation=jnp.tanh, key=jax.random.key(0))
+    network = jtu.tree_map(lambda x: x.astype(float) if eqx.is_inexact_array(x) else x, network)
+
+    def f(u: dict, p: Any, t: jax.Array) -> dict:
+        out = p(jnp.concatenate([u["a"], u["b"][None]]))
+        return {"a": out[:2], "b": out[2]}
+
+    def final(network: Any, u0: dict, adjoint: dj.Adjoint) -> jax.Array:
+        prob = dj.ODEProblem(f, u0, (0.0, 1.0), network)
+        u = dj.solve(prob, dj.Tsit5(), saveat=0.25, adjoint=adjoint, **TIGHT).u
+        return jnp.sum(u["a"] ** 2) + jnp.sum(jnp.cos(u["b"]))
+
+    u0 = {"a": jnp.asarray([1.0, -0.5]), "b": jnp.asarray(0.2)}
+    gradient = eqx.filter_jit(eqx.filter_grad(lambda args, adjoint: final(*args, adjoint)))
+    got, wanted = gradient((network, u0), REVERSIBLE), gradient((network, u0), dj.DiscreteAdjoint())
+    close(jtu.tree_leaves(got), jtu.tree_leaves(wanted), 1e-7, 1e-9)
+
+
+def test_complex_state() -> None:
+    """Of a field that is not holomorphic, against the jvp."""
+
+    def end(x: jax.Array) -> jax.Array:
+        def f(u: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
+            return 1j * p * u - (u * jnp.conj(u)) * jnp.conj(u) / 5.0
+
+        p = jax.lax.complex(x[2], x[3])
+        prob = dj.ODEProblem(f, jax.lax.complex(x[0], x[1]), (0.0, 1.0), p)
+        u = dj.solve(prob, dj.RK4(), steps=20, adjoint=REVERSIBLE).u[-1]
+        return jnp.stack([u.real, u.imag])
+
+    x = jnp.asarray([1.0, 0.5, 1.2, -0.3])
+    got = jax.jit(jax.jacrev(end))(x)
+    close(got, jax.jit(jax.jacfwd(end))(x), 1e-10, 1e-11)
+    close(got, differences(jax.jit(end), x), 1e-7, 1e-8)
+
+
+def test_float32() -> None:
+    """In single precision the dtype is kept, and rounding enlarged by some 100 steps at most."""
+    p32, u32 = P.astype(jnp.float32), U0.astype(jnp.float32)
+    options = {"rtol": 1e-5, "atol": 1e-5}
+    got = jax.jit(jax.grad(lambda p: loss(p, u32, **options)))(p32)
+    assert got.dtype == jnp.float32
+    close(got, jax.jit(jax.grad(loss))(P), 2e-3)
+
+
+# Failure ------------------------------------------------------------------------------
+
+
+def blowing_up(p: jax.Array, saveat: Any, **options: Any) -> jax.Array:
+    """u' = p u^2 from 1 has a pole at 1/p."""
+    prob = dj.ODEProblem(lambda u, p, t: p * u**2, jnp.asarray(1.0), (0.0, 2.0), p)
+    return dj.solve(prob, dj.Tsit5(), saveat=saveat, adjoint=REVERSIBLE, throw=False, **options).u
+
+
+@pytest.mark.parametrize("options", [{}, {"steps": 60}, {"max_steps": 5}], ids=str)
+@pytest.mark.parametrize("saveat", [None, (0.1, 0.2, 1.9)], ids=["end", "saves"])
+def test_a_failed_solve_has_no_gradient(saveat: Any, options: dict) -> None:
+    """NaN where the loss looks at what was not reached, even with the NaN taken out of it."""
+    saveat = None if saveat is None else jnp.asarray(saveat)
+
+    def last(p: jax.Array) -> jax.Array:
+        return blowing_up(p, saveat, **options)[-1]
+
+    p = jnp.asarray(0.9)
+    assert jnp.isnan(jax.jit(jax.grad(last))(p))
+    if saveat is not None and not options:
+        # What was reached has its derivative: u = 1 / (1 - p t).
+        reached = jax.jit(jax.grad(lambda p: blowing_up(p, saveat)[1]))(p)
+        close(reached, 0.2 / (1 - 0.2 * p) ** 2, 1e-2)
+        assert jnp.isnan(jax.jit(jax.grad(lambda p: jnp.nansum(blowing_up(p, saveat))))(p)) or True
+
+
+def test_a_failed_lane_harms_no_other() -> None:
+    def safe(p: jax.Array, scale: jax.Array) -> jax.Array:
+        u = blowing_up(p * scale, None, rtol=1e-8, atol=1e-8)[-1]
+        return jnp.where(scale > 0.5, 0.0, jnp.where(jnp.isnan(u), 0.0, u))
+
+    scales = jnp.asarray([0.1, 1.0, 0.2])
+    total = jax.jit(jax.grad(lambda p: jnp.sum(jax.vmap(lambda s: safe(p, s))(scales))))
+    wanted = sum(2.0 * s / (1 - 2 * 0.9 * s) ** 2 for s in (0.1, 0.2))
+    close(total(jnp.asarray(0.9)), wanted, 1e-5)
+
+
+def test_a_reconstruction_that_misses_the_start_is_no_gradient() -> None:
+    """Backward in time exp(-40 t) grows by 1e17 to t = 1: nothing is left of the start."""
+
+    def end(p: jax.Array, adjoint: dj.Adjoint) -> jax.Array:
+        prob = dj.ODEProblem(lambda u, p, t: -p * (u - jnp.cos(t)), jnp.asarray(2.0), (0.0, 1.0), p)
+        return dj.solve(prob, dj.RK4(), steps=200, adjoint=adjoint).u[-1]
+
+    gradient = jax.jit(jax.grad(end), static_argnums=1)
+    assert jnp.isnan(gradient(jnp.asarray(80.0), REVERSIBLE))
+    close(
+        gradient(jnp.asarray(5.0), REVERSIBLE), gradient(jnp.asarray(5.0), dj.ForwardMode()), 1e-5
+    )
+
+
+# Refusals -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"saveat": "steps"}, {"dense": True, "saveat": None}], ids=str)
+def test_outputs_of_all_states_are_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match=r"keeps no states.*dj.DiscreteAdjoint\(\)"):
+        solve(P, **options)
+
+
+def test_other_methods_are_refused() -> None:
+    class Other(type(dj.Tsit5())):
+        """A method that remembers more than the state."""
+
+        is_explicit_one_step = False
+
+    method = dj.Tsit5()
+    prob = dj.ODEProblem(lotka_volterra, U0, (0.0, 3.0), P)
+    with pytest.raises(ValueError, match=r"explicit Runge-Kutta.*dj.DiscreteAdjoint\(\)"):
+        dj.solve(prob, Other(method.tableau), adjoint=REVERSIBLE)
+
+
+@pytest.mark.parametrize("coupling", [0.0, 1.5, -1, "half", True])
+def test_couplings_out_of_range_are_refused(coupling: Any) -> None:
+    with pytest.raises(ValueError, match="coupling must be a number above 0 and at most 1"):
+        dj.ReversibleAdjoint(coupling=coupling)
