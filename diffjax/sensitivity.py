@@ -21,7 +21,7 @@ from .algorithms.base import Algorithm
 from .prepare import value_of
 from .problems import ODEProblem, Problem, remake
 from .problems.base import tree_of_arrays
-from .solution import Solution
+from .solution import ReturnCode, Solution
 from .solve import solve
 
 
@@ -95,7 +95,8 @@ def reversal_error(prob: Problem, alg: Algorithm | None = None, **options: Any) 
 
     - `prob`, `alg`, `options`: as for `dj.solve`.
 
-    **Returns:** the norm of the difference over the norm of the initial state.
+    **Returns:** the norm of the difference over the norm of the initial state; infinite where the
+    way back comes to no end.
 
     !!! example
         `dj.reversal_error(prob, dj.Tsit5(), rtol=1e-8, atol=1e-8)`
@@ -107,12 +108,14 @@ def reversal_error(prob: Problem, alg: Algorithm | None = None, **options: Any) 
     t0, t1 = value_of(arguments["tspan"], p)
     u0 = value_of(arguments["u0"], p, t0)
     there = solve(prob, alg, **options)
+    options["throw"] = False
     back = solve(remake(prob, u0=there.u_end, tspan=(t1, t0)), alg, **options)
 
     def size(tree: PyTree) -> Array:
         return jnp.sqrt(sum(jnp.sum(jnp.abs(x) ** 2) for x in jtu.tree_leaves(tree)))
 
-    return size(jtu.tree_map(jnp.subtract, back.u_end, u0)) / size(u0)
+    error = size(jtu.tree_map(jnp.subtract, back.u_end, u0)) / size(u0)
+    return jnp.where(back._retcode <= ReturnCode.terminated, error, jnp.inf)
 
 
 def diffeq_rd(p: PyTree, prob: Problem, alg: Algorithm | None = None, **options: Any) -> Solution:

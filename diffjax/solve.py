@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from . import checks
+from .adjoints.auto import AutoAdjoint
 from .adjoints.base import Adjoint
 from .adjoints.discrete import DiscreteAdjoint
 from .adjoints.steady_state import SteadyStateAdjoint
@@ -53,7 +54,7 @@ def solve(
     dtmax: float | Array | None = None,
     max_steps: int = 4096,
     tstops: Any = (),
-    adjoint: Adjoint | None = None,
+    adjoint: Adjoint | Literal["auto"] | None = None,
     resume: PyTree = None,
     progress: bool = False,
     throw: bool | None = None,
@@ -159,7 +160,7 @@ def judge(
     dtmax: float | Array | None = None,
     max_steps: int = 4096,
     tstops: Any = (),
-    adjoint: Adjoint | None = None,
+    adjoint: Adjoint | Literal["auto"] | None = None,
     resume: PyTree = None,
     progress: bool = False,
     throw: bool | None = None,
@@ -171,7 +172,9 @@ def judge(
     alg = _default_algorithm(prob, rtol) if alg is None else alg
     checks.check_algorithm(alg, prob)
     default = DiscreteAdjoint() if prob.evolves else SteadyStateAdjoint()
-    adjoint = default if adjoint is None else adjoint
+    if adjoint is None or (adjoint == "auto" and not prob.evolves):
+        adjoint = default
+    adjoint = AutoAdjoint() if isinstance(adjoint, str) and adjoint == "auto" else adjoint
     checks.check_adjoint(adjoint, prob, default)
     alg = adjoint.algorithm(alg)
     checks.check_evolves(
@@ -184,6 +187,7 @@ def judge(
         tstops=tstops,
         resume=resume,
         progress=progress,
+        estimates=estimates,
     )
     fixed = checks.check_steps(alg, adaptive, dt, steps, max_steps)
     if controller is not None:
