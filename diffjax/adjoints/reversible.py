@@ -113,7 +113,7 @@ def _solve(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep) -> Outcom
         tape = outcome.tape
         assert tape is None or isinstance(tape, Tape)
         end = outcome.u_end, outcome.memory
-        residuals = ReversibleResiduals(leaves, settings, tape, outcome.saved, end)
+        residuals = ReversibleResiduals(leaves, settings, tape, outcome.saved, outcome.rows, end)
         smooth, rest = _split(_seen(outcome, keep))
         rest = counters.pack(rest)
         replay = Replay(

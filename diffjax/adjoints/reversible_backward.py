@@ -32,9 +32,10 @@ from .linear_map import Level
 from .replay import Inside, Point, Replay, Row, add, masked, max_of, read
 from .replay_backward import _Backward, _given
 
-# The reconstruction may miss the initial state by this power of the rounding unit, relative to the
-# largest component of the state: 6e-6 in double precision, 5e-3 in single.
-MISS_EXPONENT = 1 / 3
+# The reconstruction may miss the initial state, and what was saved, by this power of the rounding
+# unit, relative to the largest component: 1.5e-8 in double precision, 3e-4 in single. The error of
+# the gradient can be thousands of times larger.
+MISS_EXPONENT = 1 / 2
 
 
 class ReversibleSmooth(NamedTuple):
@@ -48,24 +49,27 @@ class ReversibleSmooth(NamedTuple):
 
 
 class ReversibleResiduals(NamedTuple):
-    """What the backward pass reads; `end` is the pair (y, z) that the solve ended with."""
+    """What the backward pass reads; `end` is the pair (y, z) that the solve ended with, `rows` what
+    was saved."""
 
     leaves: list[Array]
     settings: Settings
     record: Tape | None
     saved: Array | None
+    rows: list[Array] | None
     end: tuple[PyTree, PyTree]
 
 
 class _Carry(NamedTuple):
     """The reconstructed (y, z), its cotangents as `point.u`, and those of the moving inputs; `j` is
-    the save that comes next."""
+    the save that comes next, `astray` whether a save came out another than it was."""
 
     here: tuple[PyTree, PyTree]
     point: Point
     for_step: list[Array]
     for_save: list[Array]
     j: Array | None
+    astray: Array
 
 
 class _Times(NamedTuple):
@@ -118,6 +122,7 @@ class _Retrace(_Backward):
             for_step=[jnp.zeros_like(x) for x in self._group("step")[0]],
             for_save=[jnp.zeros_like(x) for x in self._group("save")[0]],
             j=self.residuals.saved - 1 if self.steps.saves else None,
+            astray=jnp.zeros(self._lane_shape(), bool),
         )
         return vary_alike((carry, self.residuals, jtu.tree_leaves(given)))[0]
 
@@ -191,6 +196,7 @@ class _Retrace(_Backward):
         if inside:
             extension, pull = jax.vjp(alg.extension, y, z, inner)
             between = Inside(extension, *((None, None) if times is None else times[:2]))
+            carry = carry._replace(astray=carry.astray | self._astray(carry.j, row, between))
             carry, bar = self.saves(carry, row, between, jtu.tree_map(jnp.zeros_like, between))
             y_more, z_more, inner_bar = pull(bar.coefficients)
             y_start, z_start = add(y_start, y_more), add(z_start, z_more)
@@ -215,7 +221,7 @@ class _Retrace(_Backward):
             return self.retreat(carry, self._row(steps - 1 - i))
 
         carry: Any = jax.lax.fori_loop(0, steps, one, self._start())
-        wrong = self.asked & ~(self.live & self._returned(carry.here[0]))
+        wrong = self.asked & (carry.astray | ~(self.live & self._returned(carry.here[0])))
         # z starts as y does.
         carry = carry._replace(point=carry.point._replace(u=add(*carry.point.u)))
         if self.steps.saves and self.cotangents.rows is not None:
@@ -228,13 +234,24 @@ class _Retrace(_Backward):
     def _returned(self, y: PyTree) -> Array:
         """Whether the reconstruction has come back to the initial state."""
 
-        def one(y: PyTree, u0: PyTree, end: PyTree, atol: PyTree) -> Array:
-            rounding = max(float(jnp.finfo(x.dtype).eps) for x in jtu.tree_leaves(y))
-            miss = _largest(jtu.tree_map(jnp.subtract, y, u0))
-            size = jnp.maximum(_largest(u0), _largest(end)) + _largest(atol)
-            return miss <= rounding**MISS_EXPONENT * size
+        def one(y: PyTree, u0: PyTree, end: PyTree) -> Array:
+            return _near(y, u0, (u0, end))
 
-        return self._per_lane(one, y, self.u0, self.residuals.end, self.residuals.settings.atol)
+        return self._per_lane(one, y, self.u0, self.residuals.end)
+
+    def _astray(self, j: Array, row: Row, between: Inside) -> Array:
+        """Whether the last save in a step, from the reconstructed state, is not what was saved."""
+
+        def one(
+            between: Inside, leaves: list[Array], row: Row, j: Array, rows: list[Array]
+        ) -> Array:
+            inputs = jtu.tree_unflatten(self.moving.structure, leaves)
+            value = self.steps.save(between, inputs, row, j)
+            return ~_near(value, [x[jnp.maximum(j, 0)] for x in rows], rows)
+
+        lanes = self.lanes(one, True, self.flags, True, True, True)
+        off = lanes(between, self.leaves, row, j, self.residuals.rows)
+        return self.due(j, row) & off
 
     def _unreached(self) -> Array:
         """Whether a cotangent came for a save that was not reached: a loss that looks at one must
@@ -254,6 +271,21 @@ def _any_nonzero(tree: PyTree) -> Array:
 
 def _all_finite(tree: PyTree) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(tree)]))
+
+
+def _near(value: PyTree, wanted: PyTree, scale: PyTree) -> Array:
+    """Whether a reconstructed value is that of the solve, by the largest component of `scale`."""
+    rounding = max(
+        (float(jnp.finfo(x.dtype).eps) for x in jtu.tree_leaves(wanted) if _is_inexact(x)),
+        default=0,
+    )
+    miss = _largest(jtu.tree_map(lambda a, b: a - b if _is_inexact(a) else a * 0, value, wanted))
+    finite = jtu.tree_map(lambda x: jnp.where(jnp.isfinite(x), x, 0), scale)
+    return miss <= rounding**MISS_EXPONENT * _largest(finite) + rounding
+
+
+def _is_inexact(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
 def _largest(tree: PyTree) -> Array:

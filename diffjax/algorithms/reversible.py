@@ -22,6 +22,7 @@ It is not offered as a method by itself: z is true memory, so all that takes a s
 from typing import ClassVar
 
 import equinox as eqx
+import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
@@ -86,12 +87,21 @@ class Reversible(Algorithm):
         back = self.half(field, t + dt, -dt, y_end)
         return StepResult(
             u=y_end,
-            error=forth.error,
+            error=self._error(forth.error, back.u, y, z, y_end, norm),
             ok=forth.ok,
             memory=jtu.tree_map(lambda z, y, b: z + (y - b), z, y_end, back.u),
             memory_if_rejected=z,
             stages=(z, forth.stages),
         )
+
+    def _error(
+        self, error: Array | None, back: State, y: State, z: State, y_end: State, norm: Norm | None
+    ) -> Float[Array, ""] | None:
+        """The larger of the method's estimate and of what the step adds to lambda (y - z)."""
+        if error is None or norm is None:
+            return None
+        added = jtu.tree_map(lambda b, y, z: (b - z) - self.coupling * (y - z), back, y, z)
+        return jnp.maximum(error, norm(added, y, y_end))
 
     def _coupled(self, forth: State, y: State, z: State) -> State:
         return jtu.tree_map(lambda f, y, z: f + self.coupling * (y - z), forth, y, z)
