@@ -36,6 +36,18 @@ class _WithIntegral(eqx.Module):
         return self.f(u, p, t), jtu.tree_map(jnp.asarray, self.g(u, p, t))
 
 
+class _AtZero(eqx.Module):
+    """The initial state, with an integral that has not begun."""
+
+    u0: Any
+    g: Callable[[Any, Any, Any], Any]
+
+    def __call__(self, p: Any, t0: Any) -> Any:
+        u = jtu.tree_map(jnp.asarray, tree_of_arrays(value_of(self.u0, p, t0)))
+        like = jax.eval_shape(lambda u: jtu.tree_map(jnp.asarray, self.g(u, p, t0)), u)
+        return u, jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+
+
 def integral_cost(
     g: Callable[[Any, Any, Any], PyTree],
     prob: Problem,
@@ -73,15 +85,12 @@ def integral_cost(
             raise ValueError(f"integral_cost saves nothing but the integral; leave out {name}=.")
     changes = {name: options.pop(name) for name in ("u0", "tspan", "p") if name in options}
     arguments = remake(prob, **changes).arguments()
-    u0, p = arguments["u0"], arguments["p"]
-
-    def start(p: Any, t0: Any) -> tuple[PyTree, PyTree]:
-        u = jtu.tree_map(jnp.asarray, tree_of_arrays(value_of(u0, p, t0)))
-        shapes = jax.eval_shape(lambda u, p, t: jtu.tree_map(jnp.asarray, g(u, p, t)), u, p, t0)
-        return u, jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-    field = _WithIntegral(arguments["f"], g)
-    augmented = ODEProblem(field, start, arguments["tspan"], p)
+    augmented = ODEProblem(
+        _WithIntegral(arguments["f"], g),
+        _AtZero(arguments["u0"], g),
+        arguments["tspan"],
+        arguments["p"],
+    )
     return solve(augmented, alg, **options).u_end[1]
 
 
