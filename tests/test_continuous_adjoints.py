@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 import diffjax as dj
 from tests.derivatives import ARGS, OPTIONS, close, differences, grown, growth
@@ -333,6 +334,27 @@ def test_hessian_forward_over_reverse(adjoint: dj.Adjoint) -> None:
     got = jax.jit(jax.jacfwd(jax.grad(partial(f, adjoint))))(_P)
     wanted = jax.jit(jax.hessian(partial(f, dj.DiscreteAdjoint())))(_P)
     close(got, wanted, 1e-5, 1e-5)
+
+
+@pytest.mark.slow
+@EVERY_ADJOINT
+def test_shard_map(adjoint: dj.Adjoint) -> None:
+    """Lanes over devices, with JAX's own checks on; parameters shared by all of them."""
+    mesh = Mesh(np.asarray(jax.devices()[:3]), ("lanes",))
+    spec = PartitionSpec("lanes")
+
+    def local(shared: Any, ps: Any) -> Any:
+        return jax.vmap(lambda p: lv_loss(adjoint, shared * p))(ps)
+
+    def total(shared: Any, ps: Any) -> Any:
+        f = jax.shard_map(local, mesh=mesh, in_specs=(PartitionSpec(), spec), out_specs=spec)
+        return jnp.sum(f(shared, ps))
+
+    def unsharded(shared: Any, ps: Any) -> Any:
+        return jnp.sum(local(shared, ps))
+
+    got = jax.jit(jax.grad(total, argnums=(0, 1)))(jnp.ones(4), _PS)
+    close(got, jax.jit(jax.grad(unsharded, argnums=(0, 1)))(jnp.ones(4), _PS), 1e-9)
 
 
 @EVERY_ADJOINT
