@@ -176,7 +176,9 @@ def check_tstops(tstops: Any, prob: Problem, fixed: bool) -> None:
         raise TypeError(f"tstops must be a sequence of times, got {type(tstops).__name__}.")
     if len(tstops) == 0:
         return
-    times = concrete(jnp.asarray(tstops))
+    # Numbers are known even while a jit around traces what is made of them.
+    known = all(isinstance(t, int | float | np.number) for t in tstops)
+    times = np.asarray(tstops) if known else concrete(jnp.asarray(tstops))
     if times is not None:
         _check_times("tstops", times, _ends(prob))
     static = all(isinstance(t, float) for t in prob.tspan)

@@ -163,7 +163,7 @@ class Ready(NamedTuple):
     settings: Settings
     layout: Layout
     times: Times
-    saved_structure: Any
+    saved_shapes: Any
     traced_saves: bool
 
     def present(self, outcome: Outcome, options: Options) -> dict[str, Any]:
@@ -230,8 +230,10 @@ class Ready(NamedTuple):
         return chosen(first, start, rows)
 
     def _rows(self, rows: list[Array]) -> PyTree:
-        if self.saved_structure is not None:
-            return jtu.tree_unflatten(self.saved_structure, rows)
+        if self.saved_shapes is not None:
+            shapes, structure = jtu.tree_flatten(self.saved_shapes)
+            pairs = zip(rows, shapes, strict=True)
+            return jtu.tree_unflatten(structure, [_restored(x, s.dtype) for x, s in pairs])
         state = rows[0] if len(rows) == 1 else tuple(rows)
         return jax.vmap(self.layout.unravel)(state)
 
@@ -270,6 +272,13 @@ class Ready(NamedTuple):
         return {**counted, "naccept": outcome.naccept, "nreject": outcome.nreject}
 
 
+def _restored(x: Array, dtype: Any) -> Array:
+    """What was saved, in its own dtype; counts that were not reached are zero."""
+    if jnp.issubdtype(dtype, jnp.inexact):
+        return x
+    return jnp.where(jnp.isnan(x), 0, x).astype(dtype)
+
+
 def _one_or_nan(reached: Array, x: Array) -> Array:
     nan = jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 1
     return jnp.where(reached, 1, nan).astype(x.dtype)
@@ -303,7 +312,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     state = vary_over(axes, jtu.tree_map(jnp.asarray, u0))
     jaxpr, args = trace_field(given["f"], layout, state, parts, times.t0, times.direction)
     save = _saving(arguments, options)
-    save_jaxpr, save_args, saved_structure = trace_saving(
+    save_jaxpr, save_args, saved_shapes = trace_saving(
         save, layout, state, parts, times.t0, times.direction
     )
     fixed_steps, fixed_dt, grid = _fixed_plan(times, arguments, options)
@@ -326,7 +335,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     settings = _settings(arguments, options, layout, state)
     inputs, settings = vary_over(axes, (inputs, settings))
     traced_saves = times.span is None or not isinstance(arguments.saveat, float | None)
-    return Ready(plan, inputs, settings, layout, times, saved_structure, traced_saves)
+    return Ready(plan, inputs, settings, layout, times, saved_shapes, traced_saves)
 
 
 def _saving(arguments: Arguments, options: Options) -> Callable[[Any, Any, Any], Any] | None:

@@ -85,6 +85,26 @@ def test_saving_never_changes_the_steps(method: Method) -> None:
 
 
 @pytest.mark.slow
+def test_counts_and_flags_are_saved_beside_numbers() -> None:
+    """A `save_fn` may return what has no derivative; it stands in the way of nobody else's."""
+
+    def save(u: Any, p: Any, t: Any) -> Any:
+        return {"large": u[0] > 1.5, "whole": jnp.floor(u[0]).astype(jnp.int32), "x": u[0]}
+
+    def saved(p: jax.Array) -> Any:
+        prob = dj.ODEProblem(lambda u, p, t: p * u, jnp.ones(1), (0.0, 1.0), p)
+        return dj.solve(prob, dj.Tsit5(), saveat=0.5, save_fn=save, rtol=1e-9, atol=1e-9).u
+
+    p = jnp.asarray(1.0)
+    out = saved(p)
+    assert out["large"].tolist() == [False, True, True]
+    assert out["whole"].tolist() == [1, 1, 2]
+    assert out["whole"].dtype == jnp.int32
+    for derivative in (jax.grad, jax.jacfwd):
+        slope = derivative(lambda p: saved(p)["x"][-1])(p)
+        np.testing.assert_allclose(slope, np.e, rtol=1e-7)
+
+
 def test_save_idxs_and_save_fn() -> None:
     full = dj.solve(PROB, saveat=1.0, **TIGHT)
     for index in (1, [1, 0], slice(0, 1), np.array([1])):

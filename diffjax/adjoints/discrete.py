@@ -51,10 +51,10 @@ class DiscreteAdjoint(Adjoint):
             raise ValueError(f"checkpoints must be None or a positive integer, got {c!r}.")
 
     def solve(self, plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
-        return _solve(plan, inputs, settings, Keep(tape=plan.every_step), self.checkpoints)
+        return solve_by_replay(plan, inputs, settings, Keep(tape=plan.every_step), self.checkpoints)
 
 
-def _solve(
+def solve_by_replay(
     plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, checkpoints: int | None
 ) -> Outcome:
     """The solve as a function that JAX can differentiate, keeping what `keep` says."""
@@ -79,7 +79,7 @@ def _solve(
             landings=times or keep.landings,
         )
         again = jtu.tree_unflatten(structure, leaves)
-        outcome = _solve(plan, again, settings, kept, checkpoints)
+        outcome = solve_by_replay(plan, again, settings, kept, checkpoints)
         smooth, rest = split(outcome)
         assert outcome.tape is not None
         residuals = Residuals(leaves, settings, outcome.tape, outcome.saved)

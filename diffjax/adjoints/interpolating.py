@@ -14,7 +14,7 @@ from ..stepping.outcome import Keep, Outcome
 from ..stepping.plan import Inputs, Plan, Settings
 from ..stepping.tape import Snapshots, Tape
 from .continuous import Backward, ContinuousAdjoint, Recorded, Sweep, recorded
-from .discrete import _solve as solve_by_replay
+from .discrete import solve_by_replay
 from .replay import Row, max_of, read
 
 

@@ -122,9 +122,10 @@ def trace_saving(
     t: Array,
     direction: Any,
 ) -> tuple[Any, tuple[Array, ...], Any]:
-    """What is saved of a laid-out state: `(jaxpr, args, structure of the saved pytree)`.
+    """What is saved of a laid-out state: `(jaxpr, args, shapes of the saved pytree)`.
 
-    Without a function of the user's the laid-out state itself is saved, and its structure is None.
+    Without a function of the user's the laid-out state itself is saved, and there are no shapes.
+    Counts and flags are saved as floats, which have a derivative like all that a solve gives back.
     """
     raveled = jtu.tree_leaves(layout.ravel(u))
     if save is None:
@@ -137,6 +138,14 @@ def trace_saving(
         value = jtu.tree_unflatten(structure, parameters).value
         return jtu.tree_map(jnp.asarray, save(state, value, t * direction))
 
-    closed, shape = jax.make_jaxpr(saved, return_shape=True)(leaves, t, *raveled)
-    args = (*closed.consts, *map(jnp.asarray, leaves))
-    return closed.jaxpr, args, jtu.tree_structure(shape)
+    shapes: PyTree = None
+
+    def floating(parameters: list[Array], t: Array, *u: Array) -> list[Array]:
+        nonlocal shapes
+        out = saved(parameters, t, *u)
+        shapes = jtu.tree_map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), out)
+        leaves = jtu.tree_leaves(out)
+        return [x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(t.dtype) for x in leaves]
+
+    closed = jax.make_jaxpr(floating)(leaves, t, *raveled)
+    return closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)), shapes
