@@ -1,0 +1,120 @@
+"""Rosenbrock methods: one engine, the methods are tableaus.
+
+A step costs one Jacobian, one factorisation and a solve a stage; there is no iteration that could
+fail. That makes them the first choice for small stiff systems, and for systems with a constant
+mass matrix.
+"""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Float, PyTree
+
+from ..linear.coordinates import Coordinates
+from ..linear.jacobian import time_derivative, value_and_jacobian
+from ..linear.lu import Factorized, factorize
+from .base import Algorithm, Field, Norm, State, StepResult
+from .stages import combine, evaluate_extension
+from .tableaus.rosenbrock import RosenbrockTableau
+
+
+class Rosenbrock(Algorithm):
+    """A Rosenbrock method given by its tableau.
+
+    **Arguments:**
+
+    - `tableau`: the coefficients.
+    """
+
+    takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem"})
+    takes_mass_matrix: ClassVar[bool] = True
+
+    tableau: RosenbrockTableau = eqx.field(static=True)
+
+    @property
+    def order(self) -> int:
+        return self.tableau.order
+
+    @property
+    def error_order(self) -> int | None:
+        return self.tableau.error_order
+
+    @property
+    def dense_order(self) -> int:
+        return self.tableau.dense.order
+
+    @property
+    def name(self) -> str:
+        return self.tableau.name
+
+    @property
+    def step_counts(self) -> dict[str, int]:
+        stages = self.tableau.stages
+        return {"nf": stages, "njac": 1, "nfactor": 1, "nsolve": stages}
+
+    @property
+    def dense_counts(self) -> dict[str, int]:
+        return {}
+
+    def init(self, field: Field, t: Array, u: State) -> PyTree:
+        return None
+
+    def step(
+        self, field: Field, t: Array, dt: Array, u: State, memory: PyTree, norm: Norm | None
+    ) -> StepResult:
+        tableau, coordinates = self.tableau, Coordinates(u)
+        start = coordinates.flatten(u)
+        stages = self._stages(field, t, dt, start, coordinates)
+        end = start + _sum(tableau.b, stages)
+        u_end = coordinates.unflatten(end)
+        error = None
+        if norm is not None:
+            estimate = coordinates.unflatten(_sum(tableau.b_error, stages))
+            error = norm(estimate, u, u_end)
+        return StepResult(
+            u=u_end,
+            error=error,
+            ok=True,
+            memory=None,
+            memory_if_rejected=None,
+            stages=tuple(stages),
+        )
+
+    def _stages(
+        self, field: Field, t: Array, dt: Array, start: Array, coordinates: Coordinates
+    ) -> list[Array]:
+        tableau = self.tableau
+
+        def f(t: Array, v: Array) -> Array:
+            return coordinates.flatten(field.f(t, coordinates.unflatten(v)))
+
+        slope, jacobian = value_and_jacobian(lambda v: f(t, v), start)
+        in_time = time_derivative(lambda t: f(t, start), t)
+        h = dt.astype(start.dtype)
+        w = factorize(jnp.eye(start.shape[0], dtype=start.dtype) / (tableau.gamma * h) - jacobian)
+        stages: list[Array] = []
+        for a, c, coupling, d in zip(tableau.a, tableau.c, tableau.C, tableau.d, strict=True):
+            if stages:
+                slope = f(t + c * dt, start + _sum(a, stages))
+            right = slope + d * h * in_time
+            coupled = combine(coupling, stages)
+            right = right if coupled is None else right + coupled / h
+            stages.append(w.solve(right))
+        return stages
+
+    def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:
+        """The coefficients of a polynomial in theta, a tuple of states (see `evaluate_extension`)."""
+        coordinates = Coordinates(u)
+        columns = zip(*self.tableau.dense.weights, strict=True)
+        return (u, *(coordinates.unflatten(combine(column, stages)) for column in columns))
+
+    def interpolate(self, coefficients: PyTree, theta: Array) -> State:
+        return evaluate_extension(coefficients, theta)
+
+
+def _sum(weights: tuple[float, ...], stages: list[Array]) -> Array:
+    """The weighted sum of the stages, of which one weight at least is not zero."""
+    total = combine(weights, stages)
+    return jnp.zeros_like(stages[0]) if total is None else total
