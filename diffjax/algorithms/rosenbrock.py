@@ -13,9 +13,9 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
 from ..linear.coordinates import Coordinates
-from ..linear.jacobian import time_derivative, value_and_jacobian
-from ..linear.lu import Factorized, factorize
+from ..linear.lu import factorize
 from .base import Algorithm, Field, Norm, State, StepResult
+from .implicit import VectorField
 from .stages import combine, evaluate_extension
 from .tableaus.rosenbrock import RosenbrockTableau
 
@@ -64,11 +64,11 @@ class Rosenbrock(Algorithm):
     def step(
         self, field: Field, t: Array, dt: Array, u: State, memory: PyTree, norm: Norm | None
     ) -> StepResult:
-        tableau, coordinates = self.tableau, Coordinates(u)
+        tableau, view = self.tableau, VectorField(field, u)
+        coordinates = view.coordinates
         start = coordinates.flatten(u)
-        stages = self._stages(field, t, dt, start, coordinates)
-        end = start + _sum(tableau.b, stages)
-        u_end = coordinates.unflatten(end)
+        stages = self._stages(view, t, dt, start)
+        u_end = coordinates.unflatten(start + _sum(tableau.b, stages))
         error = None
         if norm is not None:
             estimate = coordinates.unflatten(_sum(tableau.b_error, stages))
@@ -82,25 +82,20 @@ class Rosenbrock(Algorithm):
             stages=tuple(stages),
         )
 
-    def _stages(
-        self, field: Field, t: Array, dt: Array, start: Array, coordinates: Coordinates
-    ) -> list[Array]:
-        tableau = self.tableau
-
-        def f(t: Array, v: Array) -> Array:
-            return coordinates.flatten(field.f(t, coordinates.unflatten(v)))
-
-        slope, jacobian = value_and_jacobian(lambda v: f(t, v), start)
-        in_time = time_derivative(lambda t: f(t, start), t)
-        h = dt.astype(start.dtype)
-        w = factorize(jnp.eye(start.shape[0], dtype=start.dtype) / (tableau.gamma * h) - jacobian)
+    def _stages(self, view: VectorField, t: Array, dt: Array, start: Array) -> list[Array]:
+        tableau, h = self.tableau, dt.astype(start.dtype)
+        slope, jacobian = view.value_and_jacobian(t, start)
+        in_time = view.time_derivative(t, start)
+        w = factorize(view.shifted(1 / (tableau.gamma * h), jacobian))
         stages: list[Array] = []
         for a, c, coupling, d in zip(tableau.a, tableau.c, tableau.C, tableau.d, strict=True):
             if stages:
-                slope = f(t + c * dt, start + _sum(a, stages))
-            right = slope + d * h * in_time
-            coupled = combine(coupling, stages)
-            right = right if coupled is None else right + coupled / h
+                slope = view.f(t + c * dt, start + _sum(a, stages))
+            right = slope
+            if in_time is not None and d != 0.0:
+                right = right + d * h * in_time
+            if stages:
+                right = right + view.mass_times(_sum(coupling, stages) / h)
             stages.append(w.solve(right))
         return stages
 

@@ -1,4 +1,4 @@
-"""The dense Jacobian of a vector field, by forward derivatives or by the user's function."""
+"""The dense Jacobian of a function, by forward derivatives."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,3 @@ def value_and_jacobian(
     basis = jnp.eye(u.shape[0], dtype=u.dtype)
     return value, jax.vmap(push, out_axes=1)(basis)
 
-
-def time_derivative(f: Callable[[Array], Vector], t: Float[Array, ""]) -> Vector:
-    """The partial derivative of a vector field with respect to time."""
-    return jax.jvp(f, (t,), (jnp.ones_like(t),))[1]

@@ -38,7 +38,6 @@ ROSENBROCK23 = RosenbrockTableau(
             (Fraction(0), Fraction(0)),
         ),
     ),
-    estimates_algebraic=False,
 )
 
 # Steinebach 2024, table 1 (Rodas3P).

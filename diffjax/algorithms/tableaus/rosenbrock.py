@@ -26,8 +26,6 @@ class RosenbrockTableau:
     - `b_error`: weights of the error estimate, `b - b_hat`.
     - `error_order`: order of the embedded solution.
     - `dense`: the continuous extension, `u + sum_i b_i(theta) k_i`.
-    - `estimates_algebraic`: the estimate holds for algebraic components too. It does where both
-        solutions are stiffly accurate.
     """
 
     name: str
@@ -41,7 +39,6 @@ class RosenbrockTableau:
     b_error: tuple[float, ...]
     error_order: int
     dense: DenseTableau
-    estimates_algebraic: bool = True
 
     @property
     def stages(self) -> int:
