@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from ..linear.coordinates import Coordinates
 from ..linear.jacobian import value_and_jacobian
-from ..linear.lu import factorize, times
+from ..linear.dense import factorize, times
 from .base import Field, State
 
 Vector = Float[Array, " n"]

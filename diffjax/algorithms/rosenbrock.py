@@ -13,7 +13,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
 from ..linear.coordinates import Coordinates
-from ..linear.lu import factorize
+from ..linear.dense import factorize
 from .base import Algorithm, Field, Norm, State, StepResult
 from .implicit import VectorField
 from .stages import combine, evaluate_extension
