@@ -70,7 +70,7 @@ class VectorField:
         mass = self.shifted(jnp.ones((), v.dtype), jnp.zeros_like(jacobian))
         implied = jnp.zeros_like(value) if in_time is None else -in_time
         matrix = jnp.where(algebraic[:, None], jacobian, mass)
-        return factorize(matrix).solve(jnp.where(algebraic, implied, value))
+        return factorize(matrix)(jnp.where(algebraic, implied, value))
 
 
 def derivative(field: Field, t: Array, u: State) -> State:

@@ -86,7 +86,7 @@ class Rosenbrock(Algorithm):
         tableau, h = self.tableau, dt.astype(start.dtype)
         slope, jacobian = view.value_and_jacobian(t, start)
         in_time = view.time_derivative(t, start)
-        w = factorize(view.shifted(1 / (tableau.gamma * h), jacobian))
+        solve = factorize(view.shifted(1 / (tableau.gamma * h), jacobian))
         stages: list[Array] = []
         for a, c, coupling, d in zip(tableau.a, tableau.c, tableau.C, tableau.d, strict=True):
             if stages:
@@ -96,7 +96,7 @@ class Rosenbrock(Algorithm):
                 right = right + d * h * in_time
             if stages:
                 right = right + view.mass_times(_sum(coupling, stages) / h)
-            stages.append(w.solve(right))
+            stages.append(solve(right))
         return stages
 
     def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:

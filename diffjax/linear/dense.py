@@ -6,17 +6,18 @@ partial pivoting, and a solve is one product. On stiff systems that is as accura
 (Du Croz, Higham, Stability of methods for matrix inversion, IMA J. Numer. Anal. 12, 1992). Compiling
 an elimination that is written out takes seconds from six rows on; as a loop it does not.
 
-A solve has a derivative rule of its own: its tangent is one more solve with the same factors, and
-so is, transposed, its cotangent. Nothing differentiates the elimination.
+Nothing differentiates the elimination: an inverse X of A has the tangent -X dA X, and beyond the
+sizes that are inverted a solve with A has one more solve for its tangent, and for its cotangent.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.custom_batching
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 Matrix = Float[Array, "n n"]
 Vector = Float[Array, " n"]
@@ -28,23 +29,21 @@ BY_NUMBERS = 4
 INVERTED = 24
 
 
-class Factorized(NamedTuple):
-    """A matrix, and what it is solved with: its inverse, or LAPACK's factors."""
+def factorize(matrix: Matrix) -> Callable[[Vector], Vector]:
+    """Factorise a square matrix A: the function that gives the x with A x = b, for any b.
 
-    matrix: Matrix
-    factors: PyTree
-
-    def solve(self, b: Vector) -> Vector:
-        """The vector x with matrix @ x = b; not finite if the matrix is singular."""
-        return _solve(self.matrix, self.factors, b)
-
-
-def factorize(matrix: Matrix) -> Factorized:
-    """Factorise a square matrix."""
-    fixed, n = jax.lax.stop_gradient(matrix), matrix.shape[0]
-    if n <= BY_NUMBERS:
-        return Factorized(matrix, _inverse_by_numbers(fixed))
-    return Factorized(matrix, _inverse(fixed) if n <= INVERTED else jsl.lu_factor(fixed))
+    x is not finite if the matrix is singular.
+    """
+    if matrix.shape[0] <= INVERTED:
+        inverse = _inverse(matrix)
+        return lambda b: times(inverse, b)
+    factors = jsl.lu_factor(jax.lax.stop_gradient(matrix))
+    return lambda b: jax.lax.custom_linear_solve(
+        lambda x: matrix @ x,
+        b,
+        solve=lambda _, b: jsl.lu_solve(factors, b),
+        transpose_solve=lambda _, b: jsl.lu_solve(factors, b, trans=1),
+    )
 
 
 def times(matrix: Matrix, x: Vector) -> Vector:
@@ -52,19 +51,21 @@ def times(matrix: Matrix, x: Vector) -> Vector:
     return jnp.sum(matrix * x[None, :], axis=1)
 
 
+def _product(a: Matrix, b: Matrix) -> Matrix:
+    """`a @ b`, as a sum too."""
+    return jnp.sum(a[:, :, None] * b[None, :, :], axis=1)
+
+
 @jax.custom_jvp
-def _solve(matrix: Matrix, factors: PyTree, b: Vector) -> Vector:
-    if matrix.shape[0] <= INVERTED:
-        return times(factors, b)
-    return jsl.lu_solve(factors, b)
+def _inverse(matrix: Matrix) -> Matrix:
+    by_numbers = matrix.shape[0] <= BY_NUMBERS
+    return _inverse_by_numbers(matrix) if by_numbers else _inverse_by_columns(matrix)
 
 
-@_solve.defjvp
-def _(primals: Any, tangents: Any) -> tuple[Vector, Vector]:
-    matrix, factors, b = primals
-    matrix_dot, _, b_dot = tangents
-    x = _solve(matrix, factors, b)
-    return x, _solve(matrix, factors, b_dot - times(matrix_dot, x))
+@_inverse.defjvp
+def _(primals: tuple[Matrix], tangents: tuple[Matrix]) -> tuple[Matrix, Matrix]:
+    inverse = _inverse(*primals)
+    return inverse, -_product(_product(inverse, *tangents), inverse)
 
 
 def _inverse_by_numbers(matrix: Matrix) -> Matrix:
@@ -90,7 +91,7 @@ def _inverse_by_numbers(matrix: Matrix) -> Matrix:
 
 
 @jax.custom_batching.custom_vmap
-def _inverse(matrix: Matrix) -> Matrix:
+def _inverse_by_columns(matrix: Matrix) -> Matrix:
     """Gauss-Jordan elimination, a loop over columns."""
     n = matrix.shape[0]
     row, column = jnp.arange(n), jnp.arange(2 * n)
@@ -113,7 +114,7 @@ def _inverse(matrix: Matrix) -> Matrix:
     return jax.lax.fori_loop(0, n, eliminate, both)[:, n:]
 
 
-@_inverse.def_vmap
+@_inverse_by_columns.def_vmap
 def _(size: int, batched: Any, matrix: Float[Array, "batch n n"]) -> tuple[Array, bool]:
     # The loop would pass over the matrices of all lanes for each column.
     return jnp.linalg.inv(matrix), True
