@@ -132,7 +132,7 @@ def test_algebraic_equations(method: str, case: Case, work: tuple[int, ...]) -> 
 
 @EVERY_ROSENBROCK_METHOD
 def test_order_with_a_dense_mass_matrix(method: Method) -> None:
-    """M u' = A u + t A 1, explicit in time, with M = A: guards against a product with M left out."""
+    """M u' = A u + t A 1, explicit in time, with M = A: guards against a lost product with M."""
     assert AFFINE.exact is not None
     errors, alg, prob = [], method.make(), AFFINE.ode(mass_matrix=AFFINE.p)
     for steps in (4, 8, 16):
@@ -180,7 +180,9 @@ TIMES = np.array([point["t"] for point in SERIES])
 SENSITIVITIES = np.array([point["dy_dp"] for point in SERIES])[:, :, [0, 2, 1]]
 
 
-@pytest.mark.parametrize("adjoint", [dj.DiscreteAdjoint(), dj.ForwardMode()], ids=["tape", "forward"])
+@pytest.mark.parametrize(
+    "adjoint", [dj.DiscreteAdjoint(), dj.ForwardMode()], ids=["tape", "forward"]
+)
 def test_gradient_of_robertson(adjoint: Any) -> None:
     """Six digits of the published sensitivities, forwards, and backwards the same to nine."""
 
@@ -250,8 +252,12 @@ def test_second_derivatives() -> None:
 
     gradient = jax.jit(jax.grad(loss))
     e = 1e-5
-    columns = [(gradient(INPUTS[1] + e * d) - gradient(INPUTS[1] - e * d)) / (2 * e) for d in np.eye(3)]
-    np.testing.assert_allclose(jax.hessian(loss)(INPUTS[1]), np.stack(columns), rtol=1e-6, atol=1e-8)
+    columns = [
+        (gradient(INPUTS[1] + e * d) - gradient(INPUTS[1] - e * d)) / (2 * e) for d in np.eye(3)
+    ]
+    np.testing.assert_allclose(
+        jax.hessian(loss)(INPUTS[1]), np.stack(columns), rtol=1e-6, atol=1e-8
+    )
 
 
 def test_gradient_through_an_algebraic_equation() -> None:
@@ -305,18 +311,20 @@ def test_complex_states(name: str) -> None:
         return jnp.stack([(-1 + 20j) * u[0], 1j * jnp.conj(u[1])])
 
     def exact(t: float) -> np.ndarray:
-        return np.array([np.exp((-1 + 20j) * t), (1 + 1j) * np.exp(t) / 2 + (1 - 1j) * np.exp(-t) / 2])
+        return np.array(
+            [np.exp((-1 + 20j) * t), (1 + 1j) * np.exp(t) / 2 + (1 - 1j) * np.exp(-t) / 2]
+        )
 
     prob = dj.ODEProblem(f, jnp.array([1.0 + 0j, 1.0 + 0j]), (0.0, 1.0))
     errors = []
     for steps in (100, 200):
-        errors.append(np.max(np.abs(dj.solve(prob, BY_NAME[name].make(), steps=steps).u_end - exact(1.0))))
+        errors.append(
+            np.max(np.abs(dj.solve(prob, BY_NAME[name].make(), steps=steps).u_end - exact(1.0)))
+        )
     assert np.log2(errors[0] / errors[1]) > BY_NAME[name].order - 0.2
     # A complex mass matrix and Jacobian mean the same as their parts.
     mass = np.array([2j, 1.0 + 0j])
-    scaled = dj.ODEProblem(
-        lambda u, p, t: mass * f(u, p, t), prob.u0, (0.0, 1.0), mass_matrix=mass
-    )
+    scaled = dj.ODEProblem(lambda u, p, t: mass * f(u, p, t), prob.u0, (0.0, 1.0), mass_matrix=mass)
     sol = dj.solve(scaled, BY_NAME[name].make(), steps=100)
     plain = dj.solve(prob, BY_NAME[name].make(), steps=100)
     np.testing.assert_allclose(sol.u_end, plain.u_end, rtol=1e-12)
@@ -353,7 +361,9 @@ def test_pytrees_of_two_precisions() -> None:
         du = f(u, p, t)
         return {**du, "b": 2.0 * du["b"]}
 
-    heavy = dj.solve(dj.ODEProblem(doubled, u0, (0.0, 1.0), mass_matrix=mass), dj.Rodas5P(), steps=20)
+    heavy = dj.solve(
+        dj.ODEProblem(doubled, u0, (0.0, 1.0), mass_matrix=mass), dj.Rodas5P(), steps=20
+    )
     light = dj.solve(prob, dj.Rodas5P(), steps=20)
     np.testing.assert_allclose(heavy.u_end["b"], light.u_end["b"], rtol=1e-13)
 
@@ -432,7 +442,12 @@ DECAY = dj.ODEProblem(lambda u, p, t: -u, jnp.ones(2), (0.0, 1.0))
         ({"mass_matrix": [1j, 0.0]}, dj.Rodas4(), TypeError, ("mass_matrix", "real", "complex")),
         ({"jac": lambda u, p, t: jnp.ones(2)}, dj.Rodas4(), ValueError, ("jac", "(2, 2)", "(2,)")),
         ({"jac": lambda u, p, t: [[1.0]]}, dj.Rodas4(), ValueError, ("jac", "list", "jnp.stack")),
-        ({"jac": lambda u, p, t: jnp.eye(2, dtype=complex)}, dj.Rodas4(), TypeError, ("jac", "real")),
+        (
+            {"jac": lambda u, p, t: jnp.eye(2, dtype=complex)},
+            dj.Rodas4(),
+            TypeError,
+            ("jac", "real"),
+        ),
         ({"jac": np.eye(2)}, dj.Rodas4(), TypeError, ("jac", "function", "ndarray")),
     ],
     ids=["shape", "explicit", "complex", "vector", "list", "complex jac", "array"],
