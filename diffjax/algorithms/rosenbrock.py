@@ -99,7 +99,7 @@ class Rosenbrock(Algorithm):
         return stages
 
     def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:
-        """The coefficients of a polynomial in theta (see `evaluate_extension`), a tuple of states."""
+        """The coefficients of a polynomial in theta; see `evaluate_extension`."""
         coordinates = Coordinates(u)
         columns = zip(*self.tableau.dense.weights, strict=True)
         return (u, *(coordinates.unflatten(_sum(column, stages)) for column in columns))
@@ -109,6 +109,6 @@ class Rosenbrock(Algorithm):
 
 
 def _sum(weights: tuple[float, ...], stages: list[Array]) -> Array:
-    """The weighted sum of the stages, of which one weight at least is not zero."""
+    """The weighted sum of the stages; zero if all weights are."""
     total = combine(weights, stages)
     return jnp.zeros_like(stages[0]) if total is None else total
