@@ -14,18 +14,24 @@ def solve_function(
     tspan: tuple[float, float],
     saveat: Any,
     max_steps: int = 4096,
+    alg: dj.Algorithm | None = None,
+    atol_scale: float = 1.0,
     adjoint: dj.Adjoint | None = None,
 ) -> Solve:
-    """A `Solve` with Tsit5; `max_steps` bounds the tape when it is differentiated."""
+    """A `Solve`, with Tsit5 by default; `max_steps` bounds the tape when it is differentiated.
+
+    The absolute tolerance is `atol_scale` times the relative one.
+    """
+    method = dj.Tsit5() if alg is None else alg
 
     def solve(u0: Any, p: Any, tol: Any) -> Any:
         problem = dj.ODEProblem(field, u0=jnp.asarray(u0), tspan=tspan, p=p)
         solution = dj.solve(
             problem,
-            dj.Tsit5(),
+            method,
             saveat=saveat,
             rtol=tol,
-            atol=tol,
+            atol=atol_scale * tol,
             max_steps=max_steps,
             adjoint=adjoint,
         )

@@ -27,6 +27,12 @@ from .algorithms.explicit_methods import Vern6 as Vern6
 from .algorithms.explicit_methods import Vern7 as Vern7
 from .algorithms.explicit_methods import Vern8 as Vern8
 from .algorithms.explicit_methods import Vern9 as Vern9
+from .algorithms.rosenbrock_methods import Rodas3P as Rodas3P
+from .algorithms.rosenbrock_methods import Rodas4 as Rodas4
+from .algorithms.rosenbrock_methods import Rodas4P as Rodas4P
+from .algorithms.rosenbrock_methods import Rodas5 as Rodas5
+from .algorithms.rosenbrock_methods import Rodas5P as Rodas5P
+from .algorithms.rosenbrock_methods import Rosenbrock23 as Rosenbrock23
 from .integrator import Integrator as Integrator
 from .integrator import init as init
 from .integrator import step as step

@@ -52,6 +52,11 @@ def check_algorithm(alg: Any, prob: Problem) -> None:
             f"alg={alg.name} cannot solve a problem of kind {kind}; "
             f"it takes {', '.join(sorted(alg.takes))}."
         )
+    if prob.arguments().get("mass_matrix") is not None and not alg.takes_mass_matrix:
+        raise ValueError(
+            f"alg={alg.name} cannot solve a problem with a mass_matrix; take dj.Rodas5P(), "
+            "for which it may be singular, or let f return the inverse of the matrix times f."
+        )
 
 
 def check_adjoint(adjoint: Any, prob: Problem, default: Adjoint) -> None:

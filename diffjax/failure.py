@@ -37,7 +37,7 @@ def raise_on_failure(sol: Solution, arguments: Arguments, options: Options) -> N
     if code == ReturnCode.max_steps and _looks_stiff(sol, arguments, options):
         cure = (
             "the problem looks stiff there: stability, not accuracy, holds the steps of this "
-            "explicit method back; use an implicit method"
+            "explicit method back; use an implicit method such as dj.Rodas5P()"
         )
     raise SolveError(
         f"the solve ended with ReturnCode.{code.name}{lanes} at t = {time:.6g}; {cure}. "

@@ -12,11 +12,13 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .algorithms.base import Algorithm
+from .algorithms.implicit import derivative
 from .checks import SPAN_SLACK
 from .problems.base import Problem, tree_of_arrays
 from .problems.parts import Parts, UserFunction, is_array
 from .progress import report
 from .stepping.controllers import Controller
+from .stepping.equation import trace_equation
 from .stepping.estimates import step_estimates
 from .stepping.initial_step import INITIAL_STEP_NF
 from .stepping.layout import Layout
@@ -24,7 +26,7 @@ from .stepping.outcome import Outcome
 from .stepping.plan import Inputs, Plan, Settings
 from .stepping.status import ReturnCode
 from .stepping.tape import Tape
-from .stepping.trace import trace_field, trace_saving
+from .stepping.trace import trace_saving
 from .stepping.trees import chosen
 from .stepping.varying import mesh_axes, vary_over
 
@@ -215,7 +217,7 @@ class Ready(NamedTuple):
         inputs, field = self.inputs, self.plan.field(self.inputs)
         # Where f is not finite the solve has failed, but its start is still known.
         slope = jtu.tree_map(
-            lambda d: jnp.where(jnp.isfinite(d), d, 0), field.f(inputs.t0, inputs.u0)
+            lambda d: jnp.where(jnp.isfinite(d), d, 0), derivative(field, inputs.t0, inputs.u0)
         )
 
         def at(ts: Array) -> list[Array]:
@@ -310,7 +312,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     layout = Layout(u0)
     times = vary_over(axes, _times(arguments, tspan, layout.time_dtype))
     state = vary_over(axes, jtu.tree_map(jnp.asarray, u0))
-    jaxpr, args = trace_field(given["f"], layout, state, parts, times.t0, times.direction)
+    field = trace_equation(given, layout, state, parts, times.t0, times.direction)
     save = _saving(arguments, options)
     save_jaxpr, save_args, saved_shapes = trace_saving(
         save, layout, state, parts, times.t0, times.direction
@@ -318,7 +320,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     fixed_steps, fixed_dt, grid = _fixed_plan(times, arguments, options)
     plan = Plan(
         alg=options.alg,
-        field_jaxpr=jaxpr,
+        field_jaxpr=field.jaxpr,
         save_jaxpr=save_jaxpr,
         controller=options.controller,
         max_steps=options.max_steps,
@@ -328,10 +330,21 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         every_step=options.save_every or options.dense or options.estimates,
         ends_on_save=isinstance(arguments.saveat, float),
         progress=report if options.progress else None,
+        jac_jaxpr=field.jac_jaxpr,
     )
     saves = None if options.save_every else times.saves
     stops = None if options.fixed else times.stops
-    inputs = Inputs(layout.ravel(state), args, save_args, times.t0, times.t1, saves, stops)
+    inputs = Inputs(
+        u0=layout.ravel(state),
+        args=field.args,
+        save_args=save_args,
+        t0=times.t0,
+        t1=times.t1,
+        saves=saves,
+        stops=stops,
+        mass=field.mass,
+        jac_args=field.jac_args,
+    )
     settings = _settings(arguments, options, layout, state)
     inputs, settings = vary_over(axes, (inputs, settings))
     traced_saves = times.span is None or not isinstance(arguments.saveat, float | None)

@@ -67,8 +67,8 @@ def integral_cost(
 
     **Returns:** the integral from the first to the second end of `tspan`, like what `g` returns.
 
-    **Raises:** `TypeError` for a problem that is not an `ODEProblem`; `ValueError` for options that
-    say what to save.
+    **Raises:** `TypeError` for a problem that is not an `ODEProblem`; `ValueError` for one with a
+    mass matrix, and for options that say what to save.
 
     !!! example
         ```python
@@ -85,6 +85,8 @@ def integral_cost(
             raise ValueError(f"integral_cost saves nothing but the integral; leave out {name}=.")
     changes = {name: options.pop(name) for name in ("u0", "tspan", "p") if name in options}
     arguments = remake(prob, **changes).arguments()
+    if arguments["mass_matrix"] is not None:
+        raise ValueError("integral_cost takes a problem without a mass_matrix.")
     augmented = ODEProblem(
         _WithIntegral(arguments["f"], g),
         _AtZero(arguments["u0"], g),

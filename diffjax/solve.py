@@ -18,6 +18,7 @@ from .adjoints.discrete import DiscreteAdjoint
 from .adjoints.steady_state import SteadyStateAdjoint
 from .algorithms.base import Algorithm
 from .algorithms.explicit_methods import Tsit5, Vern7
+from .algorithms.rosenbrock_methods import Rodas5P
 from .failure import raise_on_failure
 from .prepare import Arguments, Options, prepare, value_of
 from .problems.base import Problem, remake
@@ -65,8 +66,8 @@ def solve(
 
     - `prob`: the problem; `u0`, `tspan`, `p` replace its own, as `dj.remake` does.
     - `alg`: how a step is taken, for example `dj.Tsit5()`. By default `Tsit5`, or `Vern7` for a
-        relative tolerance under 1e-6; for a steady state `SSRootfind`, and should that fail
-        `DynamicSS`.
+        relative tolerance under 1e-6; with a mass matrix `Rodas5P`; for a steady state
+        `SSRootfind`, and should that fail `DynamicSS`.
     - `saveat`: which times to save: a number (a spacing, for a span of Python numbers; both ends
         are saved), an array of times sorted in the direction of the solve, a function
         `(t0, t1) -> times`, `"steps"` (every accepted step, padded; `sol.n` rows are filled) or
@@ -246,12 +247,11 @@ def _solve(dynamic: Any, static: Any, structure: Any, options: Options) -> dict[
 def _solution(result: dict[str, Any], prob: Problem, options: Options) -> Solution:
     interpolation = None
     if options.dense:
-        arguments = prob.arguments()
         interpolation = DenseOutput(
             **result["dense"],
             alg=options.alg,
-            f=UserFunction(arguments["f"]),
-            p=Parts(arguments["p"]),
+            problem=_equation(prob),
+            p=Parts(prob.arguments()["p"]),
             layout=Layout(result["u_end"]),
         )
     return Solution(
@@ -268,9 +268,19 @@ def _solution(result: dict[str, Any], prob: Problem, options: Options) -> Soluti
     )
 
 
+def _equation(prob: Problem) -> dict[str, Any]:
+    """The arguments that say what the equation is, in a form that may leave a `jit`."""
+    given = prob.arguments()
+    functions = {k: UserFunction(given[k]) for k in ("f", "jac") if given.get(k) is not None}
+    mass = given.get("mass_matrix")
+    return functions if mass is None else {**functions, "mass_matrix": Parts(mass)}
+
+
 def _default_algorithm(prob: Problem, rtol: PyTree) -> Algorithm:
     if not prob.evolves:
         return RootfindOrDynamicSS()
+    if prob.arguments().get("mass_matrix") is not None:
+        return Rodas5P()
     tight = isinstance(rtol, float) and rtol < _TIGHT
     return Vern7() if tight else Tsit5()
 

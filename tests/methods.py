@@ -16,7 +16,7 @@ class Method:
         order higher).
     - `evaluations`: of the field, a step; `fsal`: the last stage is the next step's first.
     - `extra`: evaluations that the extension adds to a step in which something is saved.
-    - `adaptive`: it has an error estimate.
+    - `adaptive`: it has an error estimate; `explicit`: no more is known of `f` than its values.
     - `steps`: numbers of steps over [0, 3] of `clock` at which the order is observed: errors that
         are well above rounding and already of the leading order.
     - `widths`: lengths of the single steps that the extension's order is observed on.
@@ -31,6 +31,7 @@ class Method:
     adaptive: bool
     steps: tuple[int, ...]
     widths: tuple[float, ...]
+    explicit: bool = True
 
     @property
     def name(self) -> str:
@@ -65,11 +66,20 @@ METHODS = [
     Method(dj.Vern8, 8, 8, 13, False, 8, True, _EIGHTH, _LONG),
     Method(dj.Vern9, 9, 9, 16, False, 10, True, _EIGHTH, _LONG),
     Method(dj.DP8, 8, 7, 12, True, 3, True, _EIGHTH, _LONG),
+    Method(dj.Rosenbrock23, 2, 2, 3, False, 0, True, _SECOND, _SHORT, False),
+    Method(dj.Rodas3P, 3, 3, 5, False, 0, True, _THIRD, _SHORT, False),
+    Method(dj.Rodas4, 4, 3, 6, False, 0, True, _THIRD, _SHORT, False),
+    Method(dj.Rodas4P, 4, 3, 6, False, 0, True, _THIRD, _SHORT, False),
+    Method(dj.Rodas5, 5, 4, 8, False, 0, True, _FIFTH, _MIDDLE, False),
+    Method(dj.Rodas5P, 5, 4, 8, False, 0, True, _FIFTH, _MIDDLE, False),
 ]
 
 BY_NAME = {method.name: method for method in METHODS}
 
 EVERY_METHOD = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+EVERY_ROSENBROCK_METHOD = pytest.mark.parametrize(
+    "method", [m for m in METHODS if not m.explicit], ids=lambda m: m.name
+)
 EVERY_ADAPTIVE_METHOD = pytest.mark.parametrize(
     "method", [m for m in METHODS if m.adaptive], ids=lambda m: m.name
 )

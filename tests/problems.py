@@ -118,6 +118,87 @@ def clock(u: Any, p: Any, t: Any) -> Any:
     return jnp.stack([x * (y + jnp.cos(t)) / 2.0, -(jnp.log(x) + jnp.sin(t)) / 2.0])
 
 
+def robertson(u: Any, p: Any, t: Any) -> Any:
+    """Three reactions over nine decades of time; p = (k1, k2, k3)."""
+    y1, y2, y3 = u
+    k1, k2, k3 = p
+    slow, fast, middle = k1 * y1, k2 * y2**2, k3 * y2 * y3
+    return jnp.stack([middle - slow, slow - fast - middle, fast])
+
+
+def robertson_dae(u: Any, p: Any, t: Any) -> Any:
+    """Robertson's first two equations, and that the three concentrations add up to one."""
+    rates = robertson(u, p, t)
+    return jnp.stack([rates[0], rates[1], jnp.sum(u) - 1.0])
+
+
+def hires(u: Any, p: Any, t: Any) -> Any:
+    """High irradiance response of a plant: eight substances."""
+    a, b, c, d, e, f, g, h = u
+    joined = 280.0 * f * h - 1.81 * g
+    return jnp.stack(
+        [
+            -1.71 * a + 0.43 * b + 8.32 * c + 0.0007,
+            1.71 * a - 8.75 * b,
+            -10.03 * c + 0.43 * d + 0.035 * e,
+            8.32 * b + 1.71 * c - 1.12 * d,
+            -1.745 * e + 0.43 * f + 0.43 * g,
+            -280.0 * f * h + 0.69 * d + 1.71 * e - 0.43 * f + 0.69 * g,
+            joined,
+            -joined,
+        ]
+    )
+
+
+def e5(u: Any, p: Any, t: Any) -> Any:
+    """Four substances over thirteen decades of time; p = (A, B, M*C, C)."""
+    y1, y2, y3, y4 = u
+    a, b, mc, c = p
+    dy2 = a * y1 - mc * y2 * y3
+    dy4 = b * y1 * y3 - c * y4
+    return jnp.stack([-a * y1 - b * y1 * y3, dy2, dy2 - dy4, dy4])
+
+
+def _akzo_rates(u: Any, p: Any) -> tuple[Any, ...]:
+    y1, y2, y3, y4, y5, y6 = u
+    k1, k2, k3, k4, equilibrium, transfer, pressure, henry = p
+    root = jnp.sqrt(jnp.abs(y2))
+    return (
+        k1 * y1**4 * root,
+        k2 * y3 * y4,
+        k2 / equilibrium * y1 * y5,
+        k3 * y1 * y4**2,
+        k4 * y6**2 * root,
+        transfer * (pressure / henry - y2),
+    )
+
+
+def chemakzo(u: Any, p: Any, t: Any) -> Any:
+    """Chemical Akzo Nobel, six substances; p = (k1, k2, k3, k4, K, kla, pCO2, H)."""
+    r1, r2, r3, r4, r5, inflow = _akzo_rates(u, p)
+    return jnp.stack(
+        [
+            -2.0 * r1 + r2 - r3 - r4,
+            -r1 / 2.0 - r4 - r5 / 2.0 + inflow,
+            r1 - r2 + r3,
+            -r2 + r3 - 2.0 * r4,
+            r2 - r3 + r5,
+            -r5,
+        ]
+    )
+
+
+def chemakzo_dae(u: Any, p: Any, t: Any) -> Any:
+    """The same with the sixth substance in equilibrium; the last of p is Ks."""
+    rates = chemakzo(u, p[:-1], t)
+    return jnp.concatenate([rates[:-1], (p[-1] * u[0] * u[3] - u[5])[None]])
+
+
+def affine(u: Any, p: Any, t: Any) -> Any:
+    """A u + t A 1; p is A."""
+    return jnp.sum(p * (u + t)[None, :], axis=1)
+
+
 # Closed forms -------------------------------------------------------------------------
 
 
@@ -196,6 +277,28 @@ OSCILLATOR = Case(
     exact=lambda t: np.stack([np.cos(t), -np.sin(t)], axis=-1),
 )
 CLOCK = Case("clock", clock, clock_exact(0.0), (0.0, 3.0), None, exact=clock_exact)
+
+_AKZO = ("k1", "k2", "k3", "k4", "K", "kla", "pCO2", "H")
+ROBER = _case("ROBER", robertson, _values("ROBER", "k1", "k2", "k3"))
+HIRES = _case("HIRES", hires, None)
+VDPOL_STIFF = _case("VDPOL_mu1000", vanderpol, _values("VDPOL_mu1000", "mu")[0])
+CHEMAKZO = _case("CHEMAKZO_ODE", chemakzo, _values("CHEMAKZO_ODE", *_AKZO))
+# The published end breaks the invariant y2 = y3 + y4; the file has a corrected one.
+E5 = _case(
+    "E5",
+    e5,
+    _values("E5", "A", "B", "M*C", "C"),
+    end=np.array(DATA["E5"]["reference"]["end_corrected"]),
+)
+ROBER_DAE = _case("ROBER_DAE", robertson_dae, _values("ROBER_DAE", "k1", "k2", "k3"))
+CHEMAKZO_DAE = _case("CHEMAKZO_DAE", chemakzo_dae, _values("CHEMAKZO_DAE", *_AKZO, "Ks"))
+# M u' = A u + t A 1 with M = A, so that every component is 2 e^t - t - 1.
+AFFINE = _case(
+    "mass_matrix_linear",
+    affine,
+    np.array([[-2.0, 1.0, 4.0], [4.0, -2.0, 1.0], [2.0, 1.0, 3.0]]),
+    exact=lambda t: np.repeat(2 * np.exp(t)[..., None] - t[..., None] - 1, 3, axis=-1),
+)
 
 # Problems that every adaptive method is held to, with the accuracy of another code.
 NON_STIFF = [LOTKA_VOLTERRA, FITZHUGH_NAGUMO, ARENSTORF, VANDERPOL, SPIRAL]

@@ -27,7 +27,7 @@ from jaxtyping import Array, PyTree
 from ..algorithms.base import Algorithm, Field, State
 from ..stepping.lanes import any_lane, one_or_many
 from ..stepping.outcome import Outcome
-from ..stepping.plan import Settings
+from ..stepping.plan import Inputs, Plan, Settings
 from ..stepping.status import ReturnCode
 from ..stepping.stepper import Record
 from ..stepping.tape import Snapshots, Tape, put
@@ -197,11 +197,19 @@ class Backward:
             self.plan,
             alg=self.alg,
             field_jaxpr=field.jaxpr,
+            jac_jaxpr=None,
             max_steps=self.plan.max_steps + self.landings(),
             progress=None,
         )
         inputs = self.inputs._replace(
-            u0=y, args=field.args, save_args=(), t0=start, t1=end, saves=None, stops=None
+            u0=y,
+            args=field.args,
+            save_args=(),
+            t0=start,
+            t1=end,
+            saves=None,
+            stops=None,
+            jac_args=None,
         )
         return landing(plan, inputs, self.settings, self.packing)
 
@@ -344,6 +352,8 @@ class Backward:
             "t1": [t1_bar + given.t_end],
             "saves": [carry.saves],
             "stops": [None if inputs.stops is None else jnp.zeros_like(inputs.stops)],
+            # The solution does not depend on the user's Jacobian.
+            "jac_args": [jnp.zeros_like(x) for x in inputs.jac_args or ()],
         }
         out = [
             bars[name][place]
@@ -368,6 +378,14 @@ class ContinuousAdjoint(AdjointByLane):
     def backward(self) -> type[Backward] | Callable[..., Backward]:
         """The backward pass, to be made of what `Backward` is made of."""
         raise NotImplementedError
+
+    def solve(self, plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
+        if inputs.mass is not None:
+            raise ValueError(
+                f"adjoint={self.name} cannot take a problem with a mass matrix; "
+                "use adjoint=dj.DiscreteAdjoint()."
+            )
+        return super().solve(plan, inputs, settings)
 
     def pull_back(
         self,

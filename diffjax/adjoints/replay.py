@@ -145,6 +145,8 @@ def add(x: PyTree, y: PyTree) -> PyTree:
 _GROUPS = {
     "u0": "start",
     "args": "step",
+    "mass": "step",
+    "jac_args": "step",
     "t0": "step",
     "t1": "step",
     "stops": "step",

@@ -38,10 +38,17 @@ class Field(eqx.Module):
 
     `args` are the closed-over arrays followed by the leaves of `p`, so that both are
     differentiated and batched alike.
+
+    In M u' = f the mass matrix is `mass`, an array of shape (n, n), or (n,) for its diagonal, None
+    for the identity; `jac_jaxpr` and `jac_args` are the user's Jacobian, None without one. Both act
+    on the real coordinates of the state (`linear/coordinates`).
     """
 
     jaxpr: Any = eqx.field(static=True)
     args: tuple[Array, ...]
+    mass: Array | None = None
+    jac_jaxpr: Any = eqx.field(static=True, default=None)
+    jac_args: tuple[Array, ...] | None = None
 
     def f(self, t: Float[Array, ""], u: State) -> State:
         """The derivative of the state."""
@@ -50,6 +57,20 @@ class Field(eqx.Module):
         consts, parameters = self.args[:n_consts], self.args[n_consts:]
         out = evaluate(self.jaxpr, consts, *parameters, t, *leaves)
         return jax.tree_util.tree_unflatten(structure, out)
+
+    def jac(self, t: Float[Array, ""], u: State) -> Float[Array, "n n"]:
+        """The user's Jacobian, if there is one."""
+        assert self.jac_args is not None
+        leaves = jax.tree_util.tree_leaves(u)
+        return evaluate(self.jac_jaxpr, (), *self.jac_args, t, *leaves)[0]
+
+    @property
+    def autonomous(self) -> bool:
+        """Whether it is certain that time does not enter."""
+        n_args = len(self.args) - len(self.jaxpr.constvars)
+        time = self.jaxpr.invars[n_args]
+        used = [v for eqn in self.jaxpr.eqns for v in eqn.invars]
+        return not any(v is time for v in [*used, *self.jaxpr.outvars])
 
 
 class StepResult(NamedTuple):
@@ -81,6 +102,8 @@ class Algorithm(eqx.Module):
     # A step is explicit and follows from (t, u) alone; the first of the coefficients that `dense`
     # gives is the state at its start, which `interpolate` adds the others to.
     is_explicit_one_step: ClassVar[bool] = False
+    # Whether M in M u' = f may be another matrix than the identity.
+    takes_mass_matrix: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

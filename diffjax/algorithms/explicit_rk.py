@@ -14,30 +14,10 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
 from .base import Algorithm, Field, Norm, State, StepResult
+from .stages import advance, combine, evaluate_extension, scaled
 from .tableaus.base import ButcherTableau
 
 _SMALL = 1e-30
-
-
-def _scaled(x: Array, factor: Array) -> Array:
-    """`factor * x` for a real factor, in the dtype of `x`."""
-    return x * factor.astype(x.dtype)
-
-
-def _combine(weights: tuple[float, ...], stages: list[State]) -> State | None:
-    """The weighted sum of the stages, without the terms whose weight is zero."""
-    terms = [(w, k) for w, k in zip(weights, stages, strict=False) if w != 0.0]
-    if not terms:
-        return None
-    scaled = [jtu.tree_map(lambda x, w=w: w * x, k) for w, k in terms]
-    return jtu.tree_map(lambda *xs: sum(xs[1:], start=xs[0]), *scaled)
-
-
-def _advance(u: State, dt: Array, weights: tuple[float, ...], stages: list[State]) -> State:
-    increment = _combine(weights, stages)
-    if increment is None:
-        return u
-    return jtu.tree_map(lambda x, k: x + _scaled(k, dt), u, increment)
 
 
 class ExplicitRungeKutta(Algorithm):
@@ -94,7 +74,7 @@ class ExplicitRungeKutta(Algorithm):
         tableau = self.tableau
         first = field.f(t, u) if memory is None else memory
         stages = self._stages(field, t, dt, u, [first], tableau.a, tableau.c)
-        u_end = _advance(u, dt, tableau.b, stages)
+        u_end = advance(u, dt, tableau.b, stages)
         error = None if norm is None else self._error(dt, u, u_end, stages, norm)
         return StepResult(
             u=u_end,
@@ -118,7 +98,7 @@ class ExplicitRungeKutta(Algorithm):
         """Add the stages of rows `len(stages)` onwards to those that are there."""
         if self.unroll:
             for row, node in zip(a[len(stages) :], c[len(stages) :], strict=True):
-                stages = [*stages, field.f(t + node * dt, _advance(u, dt, row, stages))]
+                stages = [*stages, field.f(t + node * dt, advance(u, dt, row, stages))]
             return stages
         return self._looped_stages(field, t, dt, u, stages, a, c)
 
@@ -144,7 +124,7 @@ class ExplicitRungeKutta(Algorithm):
         def one_stage(i: Array, ks: State) -> State:
             def stage_state(x: Array, k: Array) -> Array:
                 row = square[i].astype(k.dtype)
-                return x + _scaled(jnp.tensordot(row, k, axes=1), dt)
+                return x + scaled(jnp.tensordot(row, k, axes=1), dt)
 
             k = field.f(t + nodes[i] * dt, jtu.tree_map(stage_state, u, ks))
             return jtu.tree_map(lambda buf, new: buf.at[i].set(new), ks, k)
@@ -160,7 +140,7 @@ class ExplicitRungeKutta(Algorithm):
             return None
 
         def size(weights: tuple[float, ...]) -> Array:
-            estimate = jtu.tree_map(lambda k: _scaled(k, dt), _combine(weights, stages))
+            estimate = jtu.tree_map(lambda k: scaled(k, dt), combine(weights, stages))
             return norm(estimate, u, u_end)
 
         error = size(tableau.b_error)
@@ -181,23 +161,11 @@ class ExplicitRungeKutta(Algorithm):
             rows = tableau.a + extension.a_extra
             ks = self._stages(field, t, dt, u, ks, rows, tableau.c + extension.c_extra)
         # Every column has a non-zero weight somewhere, so none of the sums is None.
-        sums = [_combine(column, ks) for column in zip(*extension.weights, strict=True)]
-        return (u, *(jtu.tree_map(lambda k: _scaled(k, dt), total) for total in sums))
+        sums = [combine(column, ks) for column in zip(*extension.weights, strict=True)]
+        return (u, *(jtu.tree_map(lambda k: scaled(k, dt), total) for total in sums))
 
     def interpolate(self, coefficients: PyTree, theta: Array) -> State:
-        """The value at `t + theta*dt`, exact at theta = 0. It is linear in the coefficients."""
-        start, *others = coefficients
-        x = 2.0 * theta - 1.0
-        basis = [theta, theta * x][: len(others)]
-        while len(basis) < len(others):
-            # T_m(x) = 2x T_{m-1}(x) - T_{m-2}(x), here times theta.
-            basis.append(2.0 * x * basis[-1] - basis[-2])
-        # Term by term: as one contraction XLA would hand it to a matrix library, which under
-        # `vmap` costs several times the few products it is.
-        value = start
-        for weight, state in zip(basis, others, strict=True):
-            value = jtu.tree_map(lambda v, c, w=weight: v + _scaled(c, w), value, state)
-        return value
+        return evaluate_extension(coefficients, theta)
 
     def stiffness(
         self, field: Field, t: Array, dt: Array, u: State, memory: PyTree
@@ -208,7 +176,7 @@ class ExplicitRungeKutta(Algorithm):
             return None
         first = field.f(t, u) if memory is None else memory
         stages = self._stages(field, t, dt, u, [first], tableau.a, tableau.c)
-        ends = [_advance(u, dt, row, stages) for row in tableau.a[-2:]]
+        ends = [advance(u, dt, row, stages) for row in tableau.a[-2:]]
         slope = jtu.tree_map(lambda x, y: jnp.max(jnp.abs(x - y)), stages[-1], stages[-2])
         distance = jtu.tree_map(lambda x, y: jnp.max(jnp.abs(x - y)), ends[1], ends[0])
         rho = jnp.max(jnp.stack(jtu.tree_leaves(slope))) / (

@@ -1,16 +1,17 @@
-"""Ordinary differential equations, u' = f(u, p, t)."""
+"""Ordinary differential equations, M u' = f(u, p, t)."""
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from jaxtyping import PyTree
 
 from .base import Problem, hold, hold_span
-from .parts import Parts, UserFunction
+from .parts import Parts, UserFunction, is_array
 
 
 class ODEProblem(Problem):
-    """An initial value problem u'(t) = f(u, p, t), u(t0) = u0.
+    """An initial value problem M u'(t) = f(u, p, t), u(t0) = u0.
 
     **Arguments:**
 
@@ -22,8 +23,15 @@ class ODEProblem(Problem):
     - `tspan`: a pair `(t0, t1)`, or a function `tspan(p)`. Python numbers are static, arrays are
         traced (and differentiable). `t1 < t0` solves backwards in time.
     - `p`: parameters, any pytree; an equinox network is a fine one.
+    - `mass_matrix`: M, constant, of shape (n, n), or (n,) for its diagonal, where n counts the
+        elements of `u0` (a pytree's leaf by leaf); by default the identity. It may be singular: a
+        row of zeros makes that equation algebraic, 0 = f_i, and `u0` must satisfy it. It is
+        differentiated like `p`.
+    - `jac`: a function `jac(u, p, t)` for the Jacobian of f, of shape (n, n); by default it is
+        computed by forward derivatives.
 
-    **Raises:** `TypeError` if `f` is not callable; `ValueError` or `TypeError` for a bad `tspan`.
+    **Raises:** `TypeError` if `f` or `jac` is not callable; `ValueError` or `TypeError` for a bad
+    `tspan`.
 
     !!! example
         ```python
@@ -35,6 +43,8 @@ class ODEProblem(Problem):
     _u0: Parts | UserFunction
     _tspan: Parts | UserFunction
     _p: Parts
+    _mass_matrix: Parts | None
+    _jac: UserFunction | None
 
     def __init__(
         self,
@@ -42,13 +52,20 @@ class ODEProblem(Problem):
         u0: PyTree | Callable[[Any, Any], PyTree],
         tspan: Any,
         p: PyTree = None,
+        *,
+        mass_matrix: Any = None,
+        jac: Callable[[Any, Any, Any], Any] | None = None,
     ) -> None:
         if not callable(f):
             raise TypeError(f"f must be a function f(u, p, t), got {type(f).__name__}.")
+        if jac is not None and not callable(jac):
+            raise TypeError(f"jac must be a function jac(u, p, t), got {type(jac).__name__}.")
         self._f = UserFunction(f)
         self._u0 = hold(u0)
         self._tspan = hold_span(tspan)
         self._p = Parts(p)
+        self._mass_matrix = None if mass_matrix is None else Parts(_as_array(mass_matrix))
+        self._jac = None if jac is None else UserFunction(jac)
 
     @property
     def f(self) -> Callable[[Any, Any, Any], Any]:
@@ -70,5 +87,27 @@ class ODEProblem(Problem):
         """The parameters, as they were given."""
         return self._p.value
 
+    @property
+    def mass_matrix(self) -> Any:
+        """The mass matrix or its diagonal; None for the identity."""
+        return None if self._mass_matrix is None else self._mass_matrix.value
+
+    @property
+    def jac(self) -> Callable[[Any, Any, Any], Any] | None:
+        """The Jacobian of the vector field, if one was given."""
+        return None if self._jac is None else self._jac.value
+
     def arguments(self) -> dict[str, Any]:
-        return {"f": self.f, "u0": self.u0, "tspan": self.tspan, "p": self.p}
+        return {
+            "f": self.f,
+            "u0": self.u0,
+            "tspan": self.tspan,
+            "p": self.p,
+            "mass_matrix": self.mass_matrix,
+            "jac": self.jac,
+        }
+
+
+def _as_array(matrix: Any) -> Any:
+    """Rows of numbers as one array; what is an array already stays what it is."""
+    return matrix if is_array(matrix) else np.asarray(matrix)

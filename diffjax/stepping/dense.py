@@ -14,8 +14,8 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..algorithms.base import Algorithm, Field
+from .equation import trace_equation
 from .layout import Layout
-from .trace import trace_field
 
 
 class DenseOutput(eqx.Module):
@@ -26,7 +26,7 @@ class DenseOutput(eqx.Module):
     used: Int[Array, ""]
     direction: Any
     alg: Algorithm
-    f: Any
+    problem: dict[str, Any]
     p: Any
     layout: Layout = eqx.field(static=True)
 
@@ -60,10 +60,8 @@ class DenseOutput(eqx.Module):
 def _evaluate(arrays: Any, times: Array, leaves: Any, structure: Any, deriv: int) -> PyTree:
     dense: DenseOutput = eqx.combine(arrays, jtu.tree_unflatten(structure, leaves))
     state = dense.layout.unravel(jtu.tree_map(lambda x: x[0], dense.u))
-    jaxpr, args = trace_field(
-        dense.f.value, dense.layout, state, dense.p, dense.t[0], dense.direction
-    )
-    field = Field(jaxpr, args)
+    problem = {name: kept.value for name, kept in dense.problem.items()}
+    field = trace_equation(problem, dense.layout, state, dense.p, dense.t[0], dense.direction)
 
     def value(t: Array) -> PyTree:
         return dense._at(t * dense.direction, field)

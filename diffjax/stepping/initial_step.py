@@ -8,6 +8,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float
 
 from ..algorithms.base import Field, Norm, State
+from ..algorithms.implicit import derivative
 
 # Steps (b), (e) and (f) of the source.
 _TINY_SIZE = 1.0e-5
@@ -27,7 +28,7 @@ def initial_step(
 
     `largest` bounds it (the length of the solve, or `dtmax`).
     """
-    f0 = field.f(t, u)
+    f0 = derivative(field, t, u)
     size, slope = norm(u, u, u), norm(f0, u, u)
     guess = jnp.where(
         (size < _TINY_SIZE) | (slope < _TINY_SIZE),
@@ -36,7 +37,7 @@ def initial_step(
     )
     guess = jnp.minimum(guess, largest)
     u1 = jtu.tree_map(lambda x, d: x + d * guess.astype(x.dtype), u, f0)
-    change = jtu.tree_map(jnp.subtract, field.f(t + guess, u1), f0)
+    change = jtu.tree_map(jnp.subtract, derivative(field, t + guess, u1), f0)
     curvature = norm(change, u, u) / guess
     steepest = jnp.maximum(slope, curvature)
     step = jnp.where(

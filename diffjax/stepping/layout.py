@@ -71,3 +71,17 @@ class Layout:
             offsets[dtype] = start + size
             leaves.append(vectors[dtype][start : start + size].reshape(shape))
         return jtu.tree_unflatten(self.structure, leaves)
+
+    def coordinates(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each real coordinate of a laid-out state (`linear/coordinates`): the element of the
+        user's state it belongs to, counted leaf by leaf, and whether it is the imaginary part."""
+        sizes = [int(np.prod(shape)) for shape in self.shapes]
+        firsts = np.cumsum([0, *sizes[:-1]])
+        elements, parts = [], []
+        for group in self.groups:
+            chosen = zip(firsts, sizes, self.dtypes, strict=True)
+            inside = np.concatenate([first + np.arange(n) for first, n, d in chosen if d == group])
+            for part in range(2 if np.issubdtype(group, np.complexfloating) else 1):
+                elements.append(inside)
+                parts.append(np.full(inside.shape, bool(part)))
+        return np.concatenate(elements), np.concatenate(parts)

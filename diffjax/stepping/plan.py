@@ -22,7 +22,8 @@ class Inputs(NamedTuple):
     """What a solve is differentiated with respect to.
 
     `args` are the vector field's closed-over arrays and parameters, `save_args` those of
-    `save_fn`; `saves` the times at which to save and `stops` those to step on, both sorted.
+    `save_fn`; `saves` the times at which to save and `stops` those to step on, both sorted; `mass`
+    and `jac_args` those of `Field`.
     """
 
     u0: State
@@ -32,6 +33,8 @@ class Inputs(NamedTuple):
     t1: Float[Array, ""]
     saves: Float[Array, " saves"] | None
     stops: Float[Array, " stops"] | None
+    mass: Array | None = None
+    jac_args: tuple[Array, ...] | None = None
 
 
 class Settings(NamedTuple):
@@ -50,6 +53,7 @@ class Plan:
     """The static part of a solve.
 
     - `field_jaxpr`, `save_jaxpr`: the vector field and what to save, traced once.
+    - `jac_jaxpr`: the user's Jacobian, or None.
     - `controller`: None for fixed steps, whose number is `fixed_steps`.
     - `grid`: fixed steps on these times; None for equal ones.
     - `fixed_dt`: the size of fixed steps whose last one is cut short to end at t1; None for
@@ -72,14 +76,16 @@ class Plan:
     every_step: bool
     ends_on_save: bool
     progress: Any
+    jac_jaxpr: Any = None
 
     def field(self, inputs: Inputs) -> Field:
-        return Field(self.field_jaxpr, inputs.args)
+        return Field(self.field_jaxpr, inputs.args, inputs.mass, self.jac_jaxpr, inputs.jac_args)
 
     @property
     def small(self) -> bool:
         """Whether one trajectory is best compiled as one native function."""
-        return is_small(self.field_jaxpr) and is_small(self.save_jaxpr)
+        traced = (self.field_jaxpr, self.save_jaxpr, self.jac_jaxpr)
+        return all(is_small(jaxpr) for jaxpr in traced if jaxpr is not None)
 
     @property
     def error_exponent(self) -> int:

@@ -39,7 +39,7 @@ def trace_field(
         return jtu.tree_map(lambda x: x * jnp.asarray(direction).astype(x.dtype), out)
 
     closed = jax.make_jaxpr(derivative)(leaves, t, *jtu.tree_leaves(layout.ravel(u)))
-    return _hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)))
+    return hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)))
 
 
 # An array may grow by so much, or to this many elements, in what is computed ahead of the solve.
@@ -47,7 +47,7 @@ _HOIST_GROWTH = 2
 _HOIST_SIZE = 1024
 
 
-def _hoist(jaxpr: Any, args: tuple[Array, ...]) -> tuple[Any, tuple[Array, ...]]:
+def hoist(jaxpr: Any, args: tuple[Array, ...]) -> tuple[Any, tuple[Array, ...]]:
     """Compute ahead what a vector field computes from its parameters alone.
 
     Unpacking `a, b = p`, or a transformation of the parameters, would be done again in every stage

@@ -9,6 +9,12 @@ from .low_order import HEUN as HEUN
 from .low_order import MIDPOINT as MIDPOINT
 from .low_order import RALSTON as RALSTON
 from .low_order import RK4 as RK4
+from .rodas import RODAS3P as RODAS3P
+from .rodas import RODAS4 as RODAS4
+from .rodas import RODAS4P as RODAS4P
+from .rodas import ROSENBROCK23 as ROSENBROCK23
+from .rodas5 import RODAS5 as RODAS5
+from .rodas5 import RODAS5P as RODAS5P
 from .ssp import SSPRK33 as SSPRK33
 from .ssp import SSPRK43 as SSPRK43
 from .tsitouras import TSIT5 as TSIT5

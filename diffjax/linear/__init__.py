@@ -1,0 +1,1 @@
+"""Linear algebra of implicit steps: real coordinates, Jacobians, small factorisations."""

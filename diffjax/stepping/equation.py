@@ -1,0 +1,27 @@
+"""From the arguments of a problem to the field that steps are taken with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Array, PyTree
+
+from ..algorithms.base import Field
+from .layout import Layout
+from .matrices import lay_out_mass, trace_jacobian
+from .trace import trace_field
+
+
+def trace_equation(
+    problem: Mapping[str, Any], layout: Layout, u: PyTree, p: Any, t: Array, direction: Any
+) -> Field:
+    """The vector field of M u' = f with its mass matrix and Jacobian, where it has them.
+
+    `problem` are the arguments of a problem by name, `p` the `Parts` of its parameters.
+    """
+    jaxpr, args = trace_field(problem["f"], layout, u, p, t, direction)
+    mass, jac = problem.get("mass_matrix"), problem.get("jac")
+    field = Field(jaxpr, args, None if mass is None else lay_out_mass(mass, layout))
+    if jac is None:
+        return field
+    jac_jaxpr, jac_args = trace_jacobian(jac, layout, u, p, t, direction)
+    return Field(jaxpr, args, field.mass, jac_jaxpr, jac_args)

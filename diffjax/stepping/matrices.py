@@ -1,0 +1,96 @@
+"""Matrices that a user gives for a state, on the real coordinates of the laid-out state."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Float, PyTree
+
+from .layout import Layout
+from .trace import hoist
+
+
+def lay_out_matrix(matrix: Array, layout: Layout) -> Float[Array, "m m"]:
+    """A matrix, real or complex, that acts on the elements of a user's state leaf by leaf."""
+    elements, imaginary = layout.coordinates()
+    dtype = layout.time_dtype
+    if not imaginary.any():
+        matrix = matrix.astype(dtype)
+        if len(layout.shapes) == 1:
+            return matrix
+        return matrix[elements][:, elements]
+    # (a + ib)(x + iy) = (ax - by) + i(bx + ay)
+    full = matrix[elements][:, elements]
+    to, of = imaginary[:, None], imaginary[None, :]
+    crossed = jnp.where(to, 1, -1) * jnp.imag(full)
+    return jnp.where(to == of, jnp.real(full), crossed).astype(dtype)
+
+
+def lay_out_mass(mass: Any, layout: Layout) -> Array:
+    """A mass matrix: its diagonal where that was given, else all of it.
+
+    **Raises:** `ValueError` or `TypeError` if it does not fit the state.
+    """
+    mass = jnp.asarray(mass)
+    elements, imaginary = layout.coordinates()
+    n = int(elements.max()) + 1
+    if mass.shape not in ((n,), (n, n)):
+        raise ValueError(
+            f"mass_matrix must have shape ({n}, {n}), or ({n},) for a diagonal one, to fit the "
+            f"{n} elements of u0; got {mass.shape}."
+        )
+    if jnp.iscomplexobj(mass) and not imaginary.any():
+        raise TypeError(
+            f"mass_matrix must be real for a real state, got dtype {mass.dtype}; "
+            "try .real, or a complex u0."
+        )
+    if mass.ndim == 2:
+        return lay_out_matrix(mass, layout)
+    if jnp.iscomplexobj(mass):
+        return lay_out_matrix(jnp.diag(mass), layout)
+    return mass[elements].astype(layout.time_dtype)
+
+
+def trace_jacobian(
+    jac: Callable[[Any, Any, Any], Any],
+    layout: Layout,
+    u: PyTree,
+    p: Any,
+    t: Array,
+    direction: Any,
+) -> tuple[Any, tuple[Array, ...]]:
+    """The user's Jacobian on laid-out states, as `(jac_jaxpr, jac_args)` for `Field`.
+
+    **Raises:** `ValueError` or `TypeError` if `jac` does not return a matrix that fits the state.
+    """
+    leaves, structure = jtu.tree_flatten(p)
+
+    def matrix(parameters: list[Array], t: Array, *u: Array) -> Array:
+        state = layout.unravel(u[0] if len(u) == 1 else u)
+        value = jtu.tree_unflatten(structure, parameters).value
+        given = _checked(jac(state, value, t * direction), layout)
+        return lay_out_matrix(given, layout) * jnp.asarray(direction).astype(layout.time_dtype)
+
+    closed = jax.make_jaxpr(matrix)(leaves, t, *jtu.tree_leaves(layout.ravel(u)))
+    return hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)))
+
+
+def _checked(jacobian: Any, layout: Layout) -> Array:
+    """A Jacobian as a square matrix, or a clear error."""
+    elements, imaginary = layout.coordinates()
+    n = int(elements.max()) + 1
+    wanted: list[tuple[int, ...]] = [(n, n)]
+    if len(layout.shapes) == 1:
+        wanted.append(layout.shapes[0] * 2)
+    if not hasattr(jacobian, "shape") or jacobian.shape not in wanted:
+        got = getattr(jacobian, "shape", type(jacobian).__name__)
+        raise ValueError(
+            f"jac must return an array of shape {' or '.join(map(str, dict.fromkeys(wanted)))}, "
+            f"with jac[i, j] the derivative of f[i] with respect to u[j]; got {got}. "
+            "If it returns rows of numbers, use jnp.array or jnp.stack."
+        )
+    if jnp.iscomplexobj(jacobian) and not imaginary.any():
+        raise TypeError(f"jac must return real numbers for a real state, got {jacobian.dtype}.")
+    return jacobian.reshape(n, n)
