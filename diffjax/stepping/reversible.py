@@ -75,7 +75,8 @@ def replaced(values: Sequence[Array], where: Sequence[int], new: Sequence[Array]
 def instantiated(tangent: Any) -> Array:
     """A tangent as an array, zero or not."""
     if isinstance(tangent, SymbolicZero):
-        return jnp.zeros(tangent.aval.shape, tangent.aval.dtype)
+        aval: Any = tangent.aval
+        return jnp.zeros(aval.shape, aval.dtype)
     return tangent
 
 
