@@ -46,7 +46,7 @@ class ReversibleAdjoint(Adjoint):
     - Backwards the gradient is exact but for rounding, which reconstruction enlarges by
         `1 / coupling` a step (2.7 in 1,000 steps at 0.999, 22,000 in 10,000) and by what the
         solution contracts. Prefer float64. Where the reconstruction misses the initial state or
-        what was saved, the gradient is NaN; so is one of a solve that was not completed.
+        what was saved, the gradient is NaN, as is that of what a solve did not reach.
 
     Memory does not grow with fixed steps, and by two numbers for each of `max_steps` with adaptive
     ones (three for a derivative with respect to times). Works with the explicit Runge-Kutta
