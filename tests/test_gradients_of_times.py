@@ -126,3 +126,34 @@ def test_clock_moves_along_its_solution() -> None:
     t0 = jnp.asarray(0.4)
     close(jax.jit(jax.jacrev(end))(t0), np.zeros(2), 0.0, 1e-7)
     close(jax.jit(jax.jacfwd(end))(t0), np.zeros(2), 0.0, 1e-7)
+
+
+@pytest.mark.parametrize("options", [{"rtol": 1e-9, "atol": 1e-9}, {"steps": 50}])
+def test_mixed_second_derivatives(options: dict[str, Any]) -> None:
+    """Guards against taped step sizes without the derivative of the times they end on."""
+
+    def end(p: jax.Array, t1: jax.Array) -> jax.Array:
+        prob = dj.ODEProblem(lambda u, p, t: -p * u, jnp.ones(()), (0.0, t1), p)
+        return dj.solve(prob, dj.Tsit5(), max_steps=128, **options).u[-1]
+
+    p, t1 = jnp.asarray(0.7), jnp.asarray(1.3)
+    mixed = jax.jit(jax.jacfwd(jax.grad(end), argnums=1))(p, t1)
+    np.testing.assert_allclose(mixed, (p * t1 - 1) * jnp.exp(-p * t1), rtol=1e-7)
+
+
+def test_lanes_that_have_ended_do_not_leave_the_domain() -> None:
+    """A lane with fewer steps idles where f is defined, and spoils no shared derivative."""
+
+    def total(p: jax.Array) -> jax.Array:
+        def one(rate: jax.Array) -> jax.Array:
+            # Not defined before t = 1, nor after t = 1.5.
+            field = lambda u, p, t: -p * rate * u * jnp.log(t) * jnp.sqrt(1.5 - t)  # noqa: E731
+            prob = dj.ODEProblem(field, jnp.ones(()), (1.0, 1.4), p)
+            return dj.solve(prob, dj.Tsit5(), rtol=1e-8, atol=1e-8, max_steps=64).u[-1]
+
+        return jnp.sum(jax.vmap(one)(jnp.asarray([0.1, 30.0])))
+
+    p = jnp.asarray(0.5)
+    h = 1e-4
+    wanted = (total(p + h) - total(p - h)) / (2 * h)
+    np.testing.assert_allclose(jax.jit(jax.grad(total))(p), wanted, rtol=1e-6)

@@ -20,7 +20,7 @@ from ..stepping.plan import Inputs, Plan, Settings
 from .base import Adjoint
 from .linear_map import Level, LinearMap, apply_linear
 from .replay import Lanes
-from .smooth import Counters, Smooth, join, names_of, no_tangent, split
+from .smooth import Counters, Smooth, join, names_of, no_tangent, reached, split
 
 
 class SolveTangent(LinearMap):
@@ -62,15 +62,16 @@ class SolveTangent(LinearMap):
     ) -> list[Array]:
         """Tangents of what the solve gives back, by differentiating its loop."""
 
-        def solved(moving: list[Array]) -> list[Array]:
+        def solved(moving: list[Array]) -> tuple[Smooth, Array | None]:
             replaced = list(leaves)
             for i, value in zip(self.moving, moving, strict=True):
                 replaced[i] = value
             outcome = integrate(self.plan, self.inputs(replaced), settings, self.keep)
-            return jtu.tree_leaves(split(outcome)[0])
+            return split(outcome)[0], outcome.saved
 
         primals = [leaves[i] for i in self.moving]
-        return jax.jvp(solved, (primals,), (list(tangents),))[1]
+        _, dot, saved = jax.jvp(solved, (primals,), (list(tangents),), has_aux=True)
+        return jtu.tree_leaves(dot._replace(rows=reached(dot.rows, saved)))
 
     def apply(self, residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
         leaves, settings, _ = jtu.tree_unflatten(self.structure, residuals)

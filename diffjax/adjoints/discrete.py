@@ -11,6 +11,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
@@ -105,10 +106,20 @@ def solve_by_replay(
             [tangents[0][i] for i in perturbed],
         )
         smooth_dot = jtu.tree_unflatten(replay.smooth_structure, out)
-        return (smooth, rest), (smooth_dot, jtu.tree_map(no_tangent, rest))
+        return (smooth, rest), (smooth_dot, _tangent_of_rest(rest, smooth_dot))
 
     smooth, rest = run(leaves, settings)
     return join(smooth, counters.unpack(rest))
+
+
+def _tangent_of_rest(rest: Outcome, smooth_dot: Smooth) -> Outcome:
+    """None, but for the sizes of taped steps: they are differences of times that may have one."""
+    dot = jtu.tree_map(no_tangent, rest)
+    if not isinstance(rest.tape, Tape) or smooth_dot.tape_t is None:
+        return dot
+    dt = jnp.append(jnp.diff(smooth_dot.tape_t), 0)
+    taken = rest.tape.dt != 0
+    return dot._replace(tape=dot.tape._replace(dt=jnp.where(taken, dt, 0)))
 
 
 class _SolveTangent(LinearMap):

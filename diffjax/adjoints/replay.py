@@ -59,13 +59,15 @@ class Inside(NamedTuple):
 def read(tape: Tape, k: Array, first: Array) -> Row:
     """Row k of a tape whose rows are numbered from `first`."""
     active = (tape.dt[k] != 0) & (k < tape.used)
+    # A row that is not there is replayed as a step of mean length from the start and thrown away:
+    # f must be defined where it is replayed, or it would spoil the derivatives that lanes share.
+    mean = (tape.t[tape.used] - tape.t[0]) / jnp.maximum(tape.used, 1).astype(tape.t.dtype)
+    idle = jax.lax.stop_gradient(jnp.where(mean > 0, mean, 1))
     return Row(
         number=k + first,
         t=tape.t[k],
         t_next=tape.t[k + 1],
-        # A row that is not there is replayed as a step of length one and thrown away.
-        dt=jnp.where(active, tape.dt[k], 1),
-        # Rows of a compact tape beyond a lane's end are zeros, where f may not be finite.
+        dt=jnp.where(active, tape.dt[k], idle),
         u=jtu.tree_map(lambda x: jnp.where(active, x[k], x[0]), tape.u),
         landed=None if tape.landed is None else tape.landed[k],
         active=active,

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 from ..stepping.lanes import one_or_many
 from ..stepping.plan import Inputs
 from ..stepping.tape import Tape, put
-from ..stepping.trees import chosen, nan_like
+from ..stepping.trees import chosen
 from ..stepping.varying import vary_alike
 from .replay import (
     Inside,
@@ -23,7 +23,7 @@ from .replay import (
     max_of,
     read,
 )
-from .smooth import Smooth
+from .smooth import Smooth, reached
 
 
 class _Carry(NamedTuple):
@@ -159,16 +159,8 @@ class _Forward:
         t_end = carry.point.t
         if t_end is None:
             t_end = jnp.zeros_like(self.inputs.t0)
-        return Smooth(self._reached(carry.rows), carry.point.u, t_end, carry.tape_t, carry.tape_u)
-
-    def _reached(self, rows: list[Array] | None) -> list[Array] | None:
-        """NaN for saves that were not reached, like the saves themselves."""
-        if rows is None:
-            return None
-        saved = self.residuals.saved
-        assert saved is not None
-        kept = jnp.arange(rows[0].shape[0], dtype=saved.dtype) < saved
-        return [chosen(kept, x, nan_like(x)) for x in rows]
+        rows = reached(carry.rows, self.residuals.saved)
+        return Smooth(rows, carry.point.u, t_end, carry.tape_t, carry.tape_u)
 
 
 def _mark(carry: _Carry, number: Array) -> _Carry:

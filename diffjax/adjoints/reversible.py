@@ -14,7 +14,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
@@ -25,12 +24,11 @@ from ..stepping.loop import integrate
 from ..stepping.outcome import Keep, Outcome
 from ..stepping.plan import Inputs, Plan, Settings
 from ..stepping.tape import Tape
-from ..stepping.trees import chosen, nan_like
 from .base import Adjoint
 from .linear_map import Level, LinearMap, apply_linear
 from .replay import Moving, Replay, Steps
 from .reversible_backward import ReversibleResiduals, ReversibleSmooth, retrace
-from .smooth import Counters, names_of, no_tangent
+from .smooth import Counters, names_of, no_tangent, reached
 
 
 class ReversibleAdjoint(Adjoint):
@@ -187,7 +185,7 @@ class _Reversal(LinearMap):
 
         primals = [given.leaves[i] for i in replay.moving.which]
         _, dot, saved = jax.jvp(solved, (primals,), (list(tangents),), has_aux=True)
-        return jtu.tree_leaves(dot._replace(rows=_reached(dot.rows, saved)))
+        return jtu.tree_leaves(dot._replace(rows=reached(dot.rows, saved)))
 
     def transpose(
         self,
@@ -196,11 +194,3 @@ class _Reversal(LinearMap):
         cotangents: Sequence[Array | None],
     ) -> list[Array]:
         return retrace(self.replay, levels, residuals, cotangents)
-
-
-def _reached(rows: list[Array] | None, saved: Array | None) -> list[Array] | None:
-    """NaN for saves that were not reached, like the saves themselves."""
-    if rows is None or saved is None:
-        return rows
-    kept = jnp.arange(rows[0].shape[0], dtype=saved.dtype) < saved
-    return [chosen(kept, x, nan_like(x)) for x in rows]

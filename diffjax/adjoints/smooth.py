@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 from ..stepping.outcome import Outcome
 from ..stepping.plan import Inputs
 from ..stepping.tape import Snapshots, Tape
+from ..stepping.trees import chosen, nan_like
 from ..stepping.varying import mesh_axes
 
 
@@ -64,6 +65,14 @@ class Counters:
 
 def _is_inexact(x: Array) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def reached(rows: list[Array] | None, saved: Array | None) -> list[Array] | None:
+    """Tangents of saves, NaN for those that were not reached, like the saves themselves."""
+    if rows is None or saved is None:
+        return rows
+    kept = jnp.arange(rows[0].shape[0], dtype=saved.dtype) < saved
+    return [chosen(kept, x, nan_like(x)) for x in rows]
 
 
 def split(outcome: Outcome) -> tuple[Smooth, Outcome]:
