@@ -16,7 +16,7 @@ from scipy.integrate import RK23, RK45
 
 import diffjax as dj
 from diffjax.algorithms.explicit_rk import ExplicitRungeKutta
-from tests.derivatives import EVERY_ADJOINT, close, differences
+from tests.derivatives import ADJOINTS, EVERY_ADJOINT, close, differences
 from tests.problems import LOTKA_VOLTERRA, linear, lotka_volterra
 
 P = jnp.asarray(LOTKA_VOLTERRA.p)
@@ -181,7 +181,8 @@ def test_float32() -> None:
 # Derivatives --------------------------------------------------------------------------
 
 
-@EVERY_ADJOINT
+# Checkpoints make no difference here: estimates need the whole tape.
+@pytest.mark.parametrize("adjoint", [ADJOINTS["tape"], ADJOINTS["forward"]], ids=["tape", "fwd"])
 def test_gradient_with_fixed_steps(adjoint: dj.Adjoint) -> None:
     """With respect to parameters, initial state and both ends, against differences."""
 
@@ -209,6 +210,7 @@ def test_adaptive_gradient_is_that_of_the_steps_taken() -> None:
     close(got, differences(by_hand, p, 1e-4), 1e-6)
 
 
+@pytest.mark.slow
 @EVERY_ADJOINT
 def test_adaptive_gradient_in_both_modes(adjoint: dj.Adjoint) -> None:
     def of(p: jax.Array, u0: jax.Array, t0: jax.Array, t1: jax.Array) -> jax.Array:
@@ -220,6 +222,7 @@ def test_adaptive_gradient_in_both_modes(adjoint: dj.Adjoint) -> None:
     close(jax.jit(jax.jacfwd(of, numbers))(*args), reverse, 1e-9, 1e-9)
 
 
+@pytest.mark.slow
 def test_jit_and_vmap() -> None:
     """Lanes with numbers of steps of their own: each has its own solve's rows and gradient."""
     ps = P[None] * jnp.linspace(0.7, 1.3, 3)[:, None]
