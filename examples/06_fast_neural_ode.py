@@ -3,8 +3,8 @@
 Nothing in a fit to data keeps a network from learning a rough vector field, which takes many small
 steps to solve. The solver knows how rough it is: `sol.estimates` has the error it estimates in each
 step and how stiff it finds the field, and both can be differentiated. A network is trained on noisy
-points of a spiral with and without a penalty on them, and solved at the same tolerance. The penalty
-saves about a fifth of the evaluations, and costs some of the fit.
+points of a spiral with and without a penalty on them, and solved at the same tolerance. From three
+initial networks the penalty saved 13, 20 and 21 % of the evaluations, at some cost to the fit.
 
 Source: Pal, Ma, Shah, Rackauckas, Opening the blackbox, 2021 (arXiv 2105.03918).
 """
