@@ -85,7 +85,9 @@ def integral_cost(
     return solve(augmented, alg, **options).u_end[1]
 
 
-def reversal_error(prob: Problem, alg: Algorithm | None = None, **options: Any) -> Float[Array, ""]:
+def reversal_error(
+    prob: Problem, alg: Algorithm | None = None, **options: Any
+) -> Float[Array, ""]:
     """How far a solve backwards from the end misses the start, relative to the start.
 
     What `BacksolveAdjoint` relies on: where this is not small, its gradients are wrong. On Lorenz's
