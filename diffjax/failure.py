@@ -65,5 +65,6 @@ def _stiffness(arguments: Arguments, options: Options, final: dict[str, Array]) 
     ready = prepare(arguments, options)
     field, turn = ready.plan.field(ready.inputs), ready.times.direction
     t, u = final["t"] * turn, ready.layout.ravel(final["u"])
-    memory = options.alg.init(field, t, u)
-    return options.alg.stiffness(field, t, jnp.abs(final["dt"]), u, memory)
+    dt, memory = jnp.abs(final["dt"]), options.alg.init(field, t, u)
+    stages = options.alg.step(field, t, dt, u, memory, None).stages
+    return options.alg.stiffness(dt, u, stages)

@@ -158,8 +158,6 @@ class Algorithm(eqx.Module):
         """The state at t + theta*dt; linear in `coefficients`."""
         raise NotImplementedError
 
-    def stiffness(
-        self, field: Field, t: Array, dt: Array, u: State, memory: PyTree
-    ) -> Float[Array, ""] | None:
-        """|dt * rho| over the stability interval for a step from (t, u); None if unknown."""
+    def stiffness(self, dt: Array, u: State, stages: PyTree) -> Float[Array, ""] | None:
+        """|dt * rho| over the stability interval for a step from u; None if unknown."""
         return None

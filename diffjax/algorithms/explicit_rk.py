@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .base import Algorithm, Field, Norm, State, StepResult
@@ -18,6 +19,12 @@ from .stages import advance, combine, evaluate_extension, scaled
 from .tableaus.base import ButcherTableau
 
 _SMALL = 1e-30
+
+
+def _largest_difference(x: State, y: State) -> Array:
+    each = jtu.tree_leaves(jtu.tree_map(lambda x, y: jnp.max(jnp.abs(x - y)), x, y))
+    widest = np.result_type(*(x.dtype for x in each))
+    return jnp.max(jnp.stack([x.astype(widest) for x in each]))
 
 
 class ExplicitRungeKutta(Algorithm):
@@ -167,19 +174,16 @@ class ExplicitRungeKutta(Algorithm):
     def interpolate(self, coefficients: PyTree, theta: Array) -> State:
         return evaluate_extension(coefficients, theta)
 
-    def stiffness(
-        self, field: Field, t: Array, dt: Array, u: State, memory: PyTree
-    ) -> Float[Array, ""] | None:
+    def stiffness(self, dt: Array, u: State, stages: PyTree) -> Float[Array, ""] | None:
         """The quotient of two stages at the same time (HW II, section IV.2, page 22)."""
         tableau = self.tableau
         if tableau.stability is None or tableau.stages < 3 or tableau.c[-2] != tableau.c[-1]:
             return None
-        first = field.f(t, u) if memory is None else memory
-        stages = self._stages(field, t, dt, u, [first], tableau.a, tableau.c)
-        ends = [advance(u, dt, row, stages) for row in tableau.a[-2:]]
-        slope = jtu.tree_map(lambda x, y: jnp.max(jnp.abs(x - y)), stages[-1], stages[-2])
-        distance = jtu.tree_map(lambda x, y: jnp.max(jnp.abs(x - y)), ends[1], ends[0])
-        rho = jnp.max(jnp.stack(jtu.tree_leaves(slope))) / (
-            jnp.max(jnp.stack(jtu.tree_leaves(distance))) + _SMALL
-        )
-        return jnp.abs(dt) * rho / tableau.stability
+        before, last = (advance(u, dt, row, stages) for row in tableau.a[-2:])
+        slope = _largest_difference(stages[-1], stages[-2])
+        distance = _largest_difference(last, before)
+        # Over their size, so that the derivative of the quotient does not square a tiny number;
+        # where nothing moves, nothing is stiff.
+        size = jax.lax.stop_gradient(jnp.where(distance > 0, distance, 1))
+        rho = (slope / size) / jnp.where(distance > 0, distance / size, 1)
+        return scaled(rho, jnp.abs(dt)) / tableau.stability

@@ -137,7 +137,6 @@ class Reversible(Algorithm):
         lost = theta * (1.0 - self.coupling)
         return jtu.tree_map(lambda v, g: v - lost.astype(g.dtype) * g, value, gap)
 
-    def stiffness(
-        self, field: Field, t: Array, dt: Array, u: State, memory: PyTree
-    ) -> Float[Array, ""] | None:
-        return self.alg.stiffness(field, t, dt, u, self.alg.init(field, t, u))
+    def stiffness(self, dt: Array, u: State, stages: PyTree) -> Float[Array, ""] | None:
+        z, inner = stages
+        return self.alg.stiffness(dt, z, inner)

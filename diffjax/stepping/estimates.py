@@ -44,17 +44,16 @@ def step_estimates(plan: Plan, inputs: Inputs, settings: Settings, tape: Tape) -
 
     def one(k: Array) -> tuple[Array, Array, Array | None]:
         active = (k < tape.used) & (tape.dt[k] != 0)
+        # A row that is not there repeats the first step, which f is known to be finite in.
         at = jnp.where(active, k, 0)
         length = tape.t[at + 1] - tape.t[at]
         # The size that the step had, with the derivative that its two ends have.
         dt = jax.lax.stop_gradient(tape.dt[at] - length) + length
-        dt = jnp.where(active, dt, 1)
+        dt = jnp.where(tape.dt[at] != 0, dt, 1)
         t, u = tape.t[at], jtu.tree_map(lambda x: x[at], tape.u)
-        memory = alg.init(field, t, u)
-        error = alg.step(field, t, dt, u, memory, norm).error
-        assert error is not None
-        stiffness = alg.stiffness(field, t, dt, u, memory)
-        found = (dt, error, stiffness)
+        result = alg.step(field, t, dt, u, alg.init(field, t, u), norm)
+        assert result.error is not None
+        found = (dt, result.error, alg.stiffness(dt, u, result.stages))
         return where(active, found, jtu.tree_map(jnp.zeros_like, found))
 
     rows = jnp.arange(tape.dt.shape[0] - 1, dtype=tape.used.dtype)
