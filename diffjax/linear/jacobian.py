@@ -15,4 +15,13 @@ def value_and_jacobian(
     """`f(u)` and its Jacobian, a column for each basis vector."""
     value, push = jax.linearize(f, u)
     basis = jnp.eye(u.shape[0], dtype=u.dtype)
-    return value, jax.vmap(push, out_axes=1)(basis)
+    return value, jax.vmap(lambda e: push(varying_like(u, e)), out_axes=1)(basis)
+
+
+def varying_like(x: Array, constant: Array) -> Array:
+    """A constant in the shape of `x`, as a tangent of it.
+
+    Inside `jax.shard_map` a tangent must vary over the mesh axes that its primal varies over. Of a
+    choice between equals nothing is left in the compiled program.
+    """
+    return jnp.where(x == x, constant, constant)
