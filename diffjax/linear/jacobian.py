@@ -8,6 +8,9 @@ from jaxtyping import Array, Float
 
 Vector = Float[Array, " n"]
 
+# Up to this size the columns are computed one by one.
+UNROLLED = 4
+
 
 def value_and_jacobian(
     f: Callable[[Vector], Vector], u: Vector
@@ -15,7 +18,13 @@ def value_and_jacobian(
     """`f(u)` and its Jacobian, a column for each basis vector."""
     value, push = jax.linearize(f, u)
     basis = jnp.eye(u.shape[0], dtype=u.dtype)
-    return value, jax.vmap(lambda e: push(varying_like(u, e)), out_axes=1)(basis)
+
+    def column(e: Vector) -> Vector:
+        return push(varying_like(u, e))
+
+    if u.shape[0] <= UNROLLED:
+        return value, jnp.stack([column(e) for e in basis], axis=1)
+    return value, jax.vmap(column, out_axes=1)(basis)
 
 
 def varying_like(x: Array, constant: Array) -> Array:
