@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 from scipy.integrate import solve_ivp
 
 import diffjax as dj
@@ -292,6 +293,29 @@ def test_a_thousand_lanes_are_a_thousand_solves() -> None:
     single = jax.jit(end)
     for i in (0, 122, 124, 999):
         np.testing.assert_allclose(u[i], single(ps[i])[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("alg", [dj.Rosenbrock23(), dj.Heun()], ids=lambda a: a.name)
+def test_gradient_over_a_mesh(alg: Any) -> None:
+    """Guards against a tangent, or a count of steps, that is constant where the state varies."""
+    mesh = Mesh(np.asarray(jax.devices()[:4]), ("lanes",))
+    ps = jnp.outer(jnp.arange(1.0, 5.0), jnp.array([1.1, 0.7]))
+
+    def loss(p: jax.Array) -> jax.Array:
+        prob = dj.ODEProblem(
+            lambda u, p, t: p[1] * jnp.roll(u, 1) - p[0] * u**2 * jnp.cos(t),
+            jnp.ones(2),
+            (0.0, 1.0),
+            p,
+        )
+        return jnp.sum(dj.solve(prob, alg, steps=4).u)
+
+    def gradients(ps: jax.Array) -> jax.Array:
+        return jax.vmap(jax.grad(loss))(ps)
+
+    lanes = PartitionSpec("lanes")
+    spread = jax.jit(jax.shard_map(gradients, mesh=mesh, in_specs=lanes, out_specs=lanes))(ps)
+    np.testing.assert_allclose(spread, gradients(ps), rtol=1e-13)
 
 
 def test_single_precision() -> None:

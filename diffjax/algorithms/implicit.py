@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from ..linear.coordinates import Coordinates
 from ..linear.dense import factorize, times
-from ..linear.jacobian import value_and_jacobian
+from ..linear.jacobian import value_and_jacobian, varying_like
 from .base import Field, State
 
 Vector = Float[Array, " n"]
@@ -32,7 +32,8 @@ class VectorField:
         """df/dt; None where it is zero for certain."""
         if self.field.autonomous:
             return None
-        return jax.jvp(lambda t: self.f(t, v), (t,), (jnp.ones_like(t),))[1]
+        one = varying_like(t, jnp.ones_like(t))
+        return jax.jvp(lambda t: self.f(t, v), (t,), (one,))[1]
 
     def mass_times(self, v: Vector) -> Vector:
         """M v."""

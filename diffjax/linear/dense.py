@@ -47,8 +47,13 @@ def factorize(matrix: Matrix) -> Callable[[Vector], Vector]:
 
 
 def times(matrix: Matrix, x: Vector) -> Vector:
-    """`matrix @ x` as a sum, which XLA compiles in place where it hands a product to a library."""
-    return jnp.sum(matrix * x[None, :], axis=1)
+    """`matrix @ x`, which XLA compiles in place where it hands a product to a library."""
+    if matrix.shape[0] > BY_NUMBERS:
+        return jnp.sum(matrix * x[None, :], axis=1)
+    # Number by number, so that of many lanes each number is one vector.
+    n = matrix.shape[0]
+    terms = [[matrix[i, j] * x[j] for j in range(n)] for i in range(n)]
+    return jnp.stack([sum(row[1:], start=row[0]) for row in terms])
 
 
 def _product(a: Matrix, b: Matrix) -> Matrix:

@@ -18,6 +18,7 @@ from .lanes import any_lane
 from .plan import Inputs, Plan, Settings
 from .stepper import Stepper
 from .tape import Snapshots, Tape
+from .varying import vary_alike
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def outcome_of(
     """The outcome of a solve whose loop has ended with this carry."""
     u, t = stepper.state(carry), stepper.time(carry)
     counts = stepper.counts(carry)
-    return Outcome(
+    outcome = Outcome(
         rows=rows,
         u_end=u,
         t_end=t,
@@ -104,3 +105,5 @@ def outcome_of(
         ndense=jnp.asarray(ndense, jnp.int32),
         saved=saved,
     )
+    # So that all drivers give back the same types inside `shard_map`, of constant counts too.
+    return vary_alike(outcome)
