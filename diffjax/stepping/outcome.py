@@ -41,6 +41,7 @@ class Outcome(NamedTuple):
     - `tape`: the accepted steps, if asked for.
     - `final`: the next step's size and the controller's memory; None for fixed steps.
     - `saved`: how many save times were reached.
+    - `counts`: what the steps have counted (`Algorithm.counted`).
     """
 
     rows: list[Array] | None
@@ -53,6 +54,7 @@ class Outcome(NamedTuple):
     nreject: Int[Array, ""]
     ndense: Int[Array, ""]
     saved: Int[Array, ""] | None
+    counts: Int[Array, " counted"] | None
 
 
 def make_stepper(
@@ -96,4 +98,5 @@ def outcome_of(
         nreject=counts.nreject,
         ndense=jnp.asarray(ndense, jnp.int32),
         saved=saved,
+        counts=None if carry.iterations is None else carry.iterations.counts,
     )
