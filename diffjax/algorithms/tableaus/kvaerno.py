@@ -52,7 +52,7 @@ def _kvaerno4() -> ESDIRKTableau:
             (-24 * g**3 + 36 * g**2 - 12 * g + 1) / (24 * g**2 - 24 * g + 4),
         ],
     ]
-    return _pair("Kvaerno4", 4, g, rows, 4)
+    return _pair("Kvaerno4", 4, g, rows, 3)
 
 
 def _kvaerno5() -> ESDIRKTableau:
