@@ -14,13 +14,19 @@ def solve_function(
     tspan: tuple[float, float],
     saveat: Any,
     max_steps: int = 4096,
+    alg: dj.Algorithm | None = None,
+    atol_scale: float = 1.0,
 ) -> Solve:
-    """A `Solve` with Tsit5; `max_steps` bounds the tape when it is differentiated."""
+    """A `Solve`, with Tsit5 by default; `max_steps` bounds the tape when it is differentiated.
+
+    The absolute tolerance is `atol_scale` times the relative one.
+    """
+    method = dj.Tsit5() if alg is None else alg
 
     def solve(u0: Any, p: Any, tol: Any) -> Any:
         problem = dj.ODEProblem(field, u0=jnp.asarray(u0), tspan=tspan, p=p)
         solution = dj.solve(
-            problem, dj.Tsit5(), saveat=saveat, rtol=tol, atol=tol, max_steps=max_steps
+            problem, method, saveat=saveat, rtol=tol, atol=atol_scale * tol, max_steps=max_steps
         )
         return solution.u, solution.retcode == dj.ReturnCode.success
 

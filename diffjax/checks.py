@@ -53,8 +53,8 @@ def check_algorithm(alg: Any, prob: Problem) -> None:
         )
     if prob.arguments().get("mass_matrix") is not None and not alg.takes_mass_matrix:
         raise ValueError(
-            f"alg={alg.name} cannot solve a problem with a mass_matrix; take dj.Rodas5P(), for which "
-            "it may be singular, or without one let f return the matrix's inverse times f."
+            f"alg={alg.name} cannot solve a problem with a mass_matrix; take dj.Rodas5P(), "
+            "for which it may be singular, or let f return the inverse of the matrix times f."
         )
 
 

@@ -30,7 +30,10 @@ def test_solve(n: int) -> None:
     """As accurate as LAPACK, within the conditioning of each row."""
     for seed in range(5):
         matrix, b = draw(n, seed)
-        x, exact = np.asarray(solve(jnp.asarray(matrix), jnp.asarray(b))), np.linalg.solve(matrix, b)
+        x, exact = (
+            np.asarray(solve(jnp.asarray(matrix), jnp.asarray(b))),
+            np.linalg.solve(matrix, b),
+        )
         # Skeel's condition number does not see the scale of the rows.
         skeel = np.max(np.abs(np.linalg.inv(matrix)) @ np.abs(matrix) @ np.abs(exact))
         assert np.max(np.abs(x - exact)) <= 1e-14 * n * skeel
@@ -104,7 +107,9 @@ def test_single_precision_and_complex() -> None:
     assert x.dtype == jnp.float32
     np.testing.assert_allclose(x, np.linalg.solve(matrix, b), rtol=1e-5)
     matrix, b = matrix + 1j * np.eye(2), b * (1 + 2j)
-    np.testing.assert_allclose(solve(jnp.asarray(matrix), jnp.asarray(b)), np.linalg.solve(matrix, b))
+    np.testing.assert_allclose(
+        solve(jnp.asarray(matrix), jnp.asarray(b)), np.linalg.solve(matrix, b)
+    )
 
 
 def test_jacobian() -> None:

@@ -34,6 +34,7 @@ FIELDS = {{
 OPTIONS = [
     (dj.RK4(), {{"steps": 4}}),
     (dj.BS3(), {{"saveat": 0.25}}),
+    (dj.Rodas3P(), {{"saveat": 0.5, "max_steps": 256}}),
     (dj.Heun(), {{"saveat": 0.5, "adjoint": dj.DiscreteAdjoint(checkpoints=4), "max_steps": 256}}),
 ]
 for name, field in FIELDS.items():

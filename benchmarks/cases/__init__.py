@@ -7,7 +7,7 @@ other cases measure something else and make their own rows.
 from collections.abc import Callable
 
 from benchmarks.case import Case, Row, measure
-from benchmarks.cases import dense_memory, first_call, forward, gradient, neural
+from benchmarks.cases import dense_memory, first_call, forward, gradient, neural, stiff
 
 
 def adaptive_cases() -> dict[str, Callable[[], Case]]:
@@ -20,6 +20,10 @@ def adaptive_cases() -> dict[str, Callable[[], Case]]:
         gradient.lv_grad_vmap,
         neural.node_grad,
         neural.node_grad_joint,
+        stiff.rober_one,
+        stiff.rober_vmap,
+        stiff.rober_grad,
+        stiff.vdpol,
     )
     return {builder.__name__: builder for builder in builders}
 

@@ -29,6 +29,8 @@ class Settings:
     """What a user of Diffrax would tune; the defaults here are Diffrax's."""
 
     controller: str = "I"
+    solver: str = "Tsit5"
+    root_finder: str | None = None
     dt0: float | None = None
     max_steps: int | None = 4096
     adjoint: str = "default"
@@ -43,7 +45,7 @@ def best_settings(
 ) -> dict[str, Settings]:
     """The product of controllers and adjoints, named, all with the advice above."""
     return {
-        f"{adjoint}, {controller}": Settings(controller, dt0, throw=False, **changes)
+        f"{adjoint}, {controller}": Settings(controller, dt0=dt0, throw=False, **changes)
         for adjoint, changes in adjoints.items()
         for controller in controllers
     }
@@ -64,13 +66,30 @@ def _adjoint(settings: Settings) -> dict[str, Any]:
     return {"adjoint": kinds[settings.adjoint]()}
 
 
+def _solver(settings: Settings) -> Any:
+    """The solver; an implicit one by default has a root finder that gives up too early in 0.7.2."""
+    import diffrax
+
+    kind = getattr(diffrax, settings.solver)
+    if settings.root_finder is None:
+        return kind()
+    import optimistix
+
+    finder = getattr(optimistix, settings.root_finder)
+    return kind(root_finder=diffrax.with_stepsize_controller_tols(finder)())
+
+
 def solve_function(
     field: Callable[..., Any],
     tspan: tuple[float, float],
     saves: np.ndarray | None,
     settings: Settings,
+    atol_scale: float = 1.0,
 ) -> Solve:
-    """A `Solve` with Tsit5; without `saves`, the final state on a leading axis of one."""
+    """A `Solve`; without `saves`, the final state on a leading axis of one.
+
+    The absolute tolerance is `atol_scale` times the relative one.
+    """
 
     def solve(u0: Any, p: Any, tol: Any) -> Any:
         import diffrax
@@ -82,7 +101,7 @@ def solve_function(
         at_end = diffrax.SaveAt(t1=True)
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, u, p: field(u, p, t)),
-            diffrax.Tsit5(),
+            _solver(settings),
             t0,
             t1,
             dt0,
@@ -90,7 +109,7 @@ def solve_function(
             p,
             saveat=at_end if saves is None else diffrax.SaveAt(ts=jnp.asarray(saves, start.dtype)),
             stepsize_controller=diffrax.PIDController(
-                rtol=tol, atol=tol, **CONTROLLERS[settings.controller]
+                rtol=tol, atol=atol_scale * tol, **CONTROLLERS[settings.controller]
             ),
             max_steps=settings.max_steps,
             throw=settings.throw,

@@ -10,9 +10,18 @@ from benchmarks.timing import Call
 
 
 def solve_maker(
-    field: Callable[..., Any], u0: np.ndarray, saves: np.ndarray, p: np.ndarray, method: str
+    field: Callable[..., Any],
+    u0: np.ndarray,
+    saves: np.ndarray,
+    p: np.ndarray,
+    method: str,
+    tspan: tuple[float, float] | None = None,
+    atol_scale: float = 1.0,
 ) -> Maker:
-    """The states at the saves, (saves, states); `field(u, p, t)` may return a list."""
+    """The states at the saves, (saves, states); `field(u, p, t)` may return a list.
+
+    The span is that of the saves unless it is given.
+    """
 
     def make() -> Callable[[float], Call]:
         from scipy.integrate import solve_ivp
@@ -24,12 +33,12 @@ def solve_maker(
             def call() -> np.ndarray:
                 return solve_ivp(
                     lambda t, u: field(u.tolist(), parameters, t),
-                    (saves[0], saves[-1]),
+                    (saves[0], saves[-1]) if tspan is None else tspan,
                     u0,
                     method=method,
                     t_eval=saves,
                     rtol=tol,
-                    atol=tol,
+                    atol=atol_scale * tol,
                 ).y.T
 
             return call

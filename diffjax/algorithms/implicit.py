@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ..linear.coordinates import Coordinates
-from ..linear.jacobian import value_and_jacobian
 from ..linear.dense import factorize, times
+from ..linear.jacobian import value_and_jacobian
 from .base import Field, State
 
 Vector = Float[Array, " n"]

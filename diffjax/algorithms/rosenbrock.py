@@ -5,12 +5,11 @@ fail. That makes them the first choice for small stiff systems, and for systems 
 mass matrix.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-import jax.tree_util as jtu
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from ..linear.coordinates import Coordinates
 from ..linear.dense import factorize
@@ -100,16 +99,16 @@ class Rosenbrock(Algorithm):
         return stages
 
     def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:
-        """The coefficients of a polynomial in theta, a tuple of states (see `evaluate_extension`)."""
+        """The coefficients of a polynomial in theta; see `evaluate_extension`."""
         coordinates = Coordinates(u)
         columns = zip(*self.tableau.dense.weights, strict=True)
-        return (u, *(coordinates.unflatten(combine(column, stages)) for column in columns))
+        return (u, *(coordinates.unflatten(_sum(column, stages)) for column in columns))
 
     def interpolate(self, coefficients: PyTree, theta: Array) -> State:
         return evaluate_extension(coefficients, theta)
 
 
 def _sum(weights: tuple[float, ...], stages: list[Array]) -> Array:
-    """The weighted sum of the stages, of which one weight at least is not zero."""
+    """The weighted sum of the stages; zero if all weights are."""
     total = combine(weights, stages)
     return jnp.zeros_like(stages[0]) if total is None else total

@@ -1,1 +1,1 @@
-"""Linear algebra of implicit steps: real coordinates of a state, Jacobians, small factorisations."""
+"""Linear algebra of implicit steps: real coordinates, Jacobians, small factorisations."""

@@ -3,8 +3,8 @@
 The matrices are small, and XLA pays for each small operation and for each call of LAPACK, which
 also stops it from compiling the loop around as one function. So a small matrix is inverted, with
 partial pivoting, and a solve is one product. On stiff systems that is as accurate as substitution
-(Du Croz, Higham, Stability of methods for matrix inversion, IMA J. Numer. Anal. 12, 1992). Compiling
-an elimination that is written out takes seconds from six rows on; as a loop it does not.
+(Du Croz, Higham, Stability of methods for matrix inversion, IMA J. Numer. Anal. 12, 1992). An
+elimination that is written out takes seconds to compile from six rows on; as a loop it does not.
 
 Nothing differentiates the elimination: an inverse X of A has the tangent -X dA X, and beyond the
 sizes that are inverted a solve with A has one more solve for its tangent, and for its cotangent.

@@ -16,4 +16,3 @@ def value_and_jacobian(
     value, push = jax.linearize(f, u)
     basis = jnp.eye(u.shape[0], dtype=u.dtype)
     return value, jax.vmap(push, out_axes=1)(basis)
-

@@ -18,7 +18,6 @@ from .equation import trace_equation
 from .layout import Layout
 
 
-
 class DenseOutput(eqx.Module):
     """The accepted steps of a solve, and what is needed to take one again."""
 
@@ -62,9 +61,7 @@ def _evaluate(arrays: Any, times: Array, leaves: Any, structure: Any, deriv: int
     dense: DenseOutput = eqx.combine(arrays, jtu.tree_unflatten(structure, leaves))
     state = dense.layout.unravel(jtu.tree_map(lambda x: x[0], dense.u))
     problem = {name: kept.value for name, kept in dense.problem.items()}
-    field = trace_equation(
-        problem, dense.layout, state, dense.p, dense.t[0], dense.direction
-    )
+    field = trace_equation(problem, dense.layout, state, dense.p, dense.t[0], dense.direction)
 
     def value(t: Array) -> PyTree:
         return dense._at(t * dense.direction, field)

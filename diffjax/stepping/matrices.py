@@ -81,14 +81,14 @@ def _checked(jacobian: Any, layout: Layout) -> Array:
     """A Jacobian as a square matrix, or a clear error."""
     elements, imaginary = layout.coordinates()
     n = int(elements.max()) + 1
-    wanted = [(n, n)]
+    wanted: list[tuple[int, ...]] = [(n, n)]
     if len(layout.shapes) == 1:
         wanted.append(layout.shapes[0] * 2)
     if not hasattr(jacobian, "shape") or jacobian.shape not in wanted:
         got = getattr(jacobian, "shape", type(jacobian).__name__)
         raise ValueError(
-            f"jac must return an array of shape {' or '.join(map(str, dict.fromkeys(wanted)))}, with "
-            f"jac[i, j] the derivative of f[i] with respect to u[j]; got {got}. "
+            f"jac must return an array of shape {' or '.join(map(str, dict.fromkeys(wanted)))}, "
+            f"with jac[i, j] the derivative of f[i] with respect to u[j]; got {got}. "
             "If it returns rows of numbers, use jnp.array or jnp.stack."
         )
     if jnp.iscomplexobj(jacobian) and not imaginary.any():

@@ -21,6 +21,12 @@ from .low_order_implicit import IMPLICIT_EULER as IMPLICIT_EULER
 from .low_order_implicit import IMPLICIT_MIDPOINT as IMPLICIT_MIDPOINT
 from .low_order_implicit import TRAPEZOID as TRAPEZOID
 from .low_order_implicit import TRBDF2 as TRBDF2
+from .rodas import RODAS3P as RODAS3P
+from .rodas import RODAS4 as RODAS4
+from .rodas import RODAS4P as RODAS4P
+from .rodas import ROSENBROCK23 as ROSENBROCK23
+from .rodas5 import RODAS5 as RODAS5
+from .rodas5 import RODAS5P as RODAS5P
 from .ssp import SSPRK33 as SSPRK33
 from .ssp import SSPRK43 as SSPRK43
 from .tsitouras import TSIT5 as TSIT5
@@ -28,9 +34,3 @@ from .verner6 import VERN6 as VERN6
 from .verner7 import VERN7 as VERN7
 from .verner8 import VERN8 as VERN8
 from .verner9 import VERN9 as VERN9
-from .rodas import RODAS3P as RODAS3P
-from .rodas import RODAS4 as RODAS4
-from .rodas import RODAS4P as RODAS4P
-from .rodas import ROSENBROCK23 as ROSENBROCK23
-from .rodas5 import RODAS5 as RODAS5
-from .rodas5 import RODAS5P as RODAS5P

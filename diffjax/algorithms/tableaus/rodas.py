@@ -14,8 +14,8 @@ from .base import DenseTableau, from_monomials
 from .rosenbrock import RosenbrockTableau, extension
 
 # Shampine, Reichelt 1997, section 3, where W = I - dt*d*J and the stages are k_1, k_2, k_3; here
-# they are dt times k_1, k_2 - k_1 and k_3 - e_32 (k_2 - k_1) - 2 k_1, times d, which needs no product
-# with W. The extension is u + dt/(1 - 2d) (theta (1 - theta) k_1 + theta (theta - 2d) k_2).
+# they are dt times k_1, k_2 - k_1 and k_3 - e_32 (k_2 - k_1) - 2 k_1, times d, which needs no
+# product with W. The extension is u + dt/(1 - 2d) (theta (1 - theta) k_1 + theta (theta - 2d) k_2).
 _D = 1.0 / (2.0 + sqrt(2.0))
 _E32 = 6.0 + sqrt(2.0)
 _S = 1.0 - 2.0 * _D

@@ -1,0 +1,472 @@
+"""Rosenbrock methods on stiff and differential-algebraic problems: accuracy, work, derivatives."""
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+
+import diffjax as dj
+from diffjax.stepping.lanes import is_native
+from tests.methods import BY_NAME, EVERY_ROSENBROCK_METHOD, Method
+from tests.problems import (
+    AFFINE,
+    CHEMAKZO,
+    CHEMAKZO_DAE,
+    DATA,
+    HIRES,
+    ROBER,
+    ROBER_DAE,
+    VDPOL_STIFF,
+    Case,
+    robertson,
+)
+
+MASS = {
+    "ROBER_DAE": np.array([1.0, 1.0, 0.0]),
+    "CHEMAKZO_DAE": np.array([1.0, 1.0, 1.0, 1.0, 1.0, 0.0]),
+    "mass_matrix_linear": AFFINE.p,
+}
+# The absolute tolerance over the relative one: below the smallest component that matters.
+ATOL = {
+    "ROBER": 1e-8,
+    "HIRES": 1e-2,
+    "VDPOL_mu1000": 1.0,
+    "CHEMAKZO_ODE": 1e-2,
+    "ROBER_DAE": 1e-6,
+    "CHEMAKZO_DAE": 1e-2,
+}
+TOLERANCES = (1e-4, 1e-6, 1e-8)
+
+
+def solve(case: Case, method: str, rtol: float, **options: Any) -> dj.Solution:
+    prob = case.ode(mass_matrix=MASS.get(case.name))
+    options = {"atol": rtol * ATOL.get(case.name, 1.0), "max_steps": 30_000, **options}
+    return dj.solve(prob, BY_NAME[method].make(), rtol=rtol, **options)
+
+
+def error(case: Case, end: Any) -> float:
+    """The largest relative error of a component at the end of the span."""
+    assert case.end is not None
+    return float(np.max(np.abs(np.asarray(end) / case.end - 1)))
+
+
+@cache
+def radau(case: Case, rtol: float) -> float:
+    """SciPy's error at the same tolerance."""
+    field = jax.jit(lambda t, u: case.field(u, None if case.p is None else jnp.asarray(case.p), t))
+    sol = solve_ivp(
+        lambda t, u: np.asarray(field(t, u)),
+        case.tspan,
+        case.u0,
+        method="Radau",
+        jac=jax.jit(jax.jacfwd(lambda t, u: field(t, u), argnums=1)),
+        rtol=rtol,
+        atol=rtol * ATOL[case.name],
+    )
+    assert sol.success
+    return error(case, sol.y[:, -1])
+
+
+# Steps at 1e-4, 1e-6 and 1e-8, rejected ones counted: about a fifth more than were taken when the
+# bounds were set. For Rodas4, HW II prints 189 steps on ROBER's kin at comparable accuracy.
+WORK = [
+    ("Rodas4", ROBER, (215, 600, 2080)),
+    ("Rodas5P", ROBER, (180, 370, 940)),
+    ("Rodas4", HIRES, (80, 235, 1000)),
+    ("Rodas5P", HIRES, (56, 150, 450)),
+    ("Rodas4", VDPOL_STIFF, (335, 845, 2470)),
+    ("Rodas5P", VDPOL_STIFF, (271, 540, 1170)),
+    ("Rodas4", CHEMAKZO, (33, 93, 360)),
+    ("Rodas5P", CHEMAKZO, (29, 65, 186)),
+]
+
+
+@pytest.mark.parametrize(("method", "case", "work"), WORK, ids=lambda x: getattr(x, "name", None))
+def test_stiff_problems(method: str, case: Case, work: tuple[int, ...]) -> None:
+    """No less accurate than SciPy's Radau, or within two digits of the tolerance; bounded work."""
+    for rtol, most in zip(TOLERANCES, work, strict=True):
+        sol = solve(case, method, rtol)
+        assert error(case, sol.u_end) <= max(100 * rtol, 3 * radau(case, rtol))
+        attempts = int(sol.stats.naccept) + int(sol.stats.nreject)
+        assert attempts <= most
+        stages = BY_NAME[method].evaluations
+        assert int(sol.stats.njac) == int(sol.stats.nfactor) == attempts
+        assert int(sol.stats.nsolve) == attempts * stages
+        assert int(sol.stats.nf) == attempts * stages + 2
+
+
+@EVERY_ROSENBROCK_METHOD
+def test_robertson_by_every_method(method: Method) -> None:
+    """Eleven decades of time, where an explicit method stalls; the last save is the end."""
+    sol = solve(ROBER, method.name, 1e-4, saveat=jnp.array([1e2, 1e8, 1e11]))
+    assert error(ROBER, sol.u[-1]) < 5e-3
+    # The three fractions add up to one, which every method keeps up to rounding.
+    np.testing.assert_allclose(np.sum(sol.u, axis=1), 1.0, rtol=0, atol=1e-12)
+
+
+# Steps at each tolerance, and the digits that each method is known to lose on them.
+@pytest.mark.parametrize(
+    ("method", "case", "work"),
+    [
+        ("Rosenbrock23", CHEMAKZO_DAE, (153, 1310, 12600)),
+        ("Rodas3P", CHEMAKZO_DAE, (57, 240, 1080)),
+        ("Rodas4", CHEMAKZO_DAE, (34, 102, 392)),
+        ("Rodas4P", CHEMAKZO_DAE, (36, 99, 310)),
+        ("Rodas5", CHEMAKZO_DAE, (33, 68, 180)),
+        ("Rodas5P", CHEMAKZO_DAE, (30, 72, 208)),
+        ("Rodas5P", ROBER_DAE, (166, 345, 860)),
+    ],
+    ids=lambda x: getattr(x, "name", None),
+)
+def test_algebraic_equations(method: str, case: Case, work: tuple[int, ...]) -> None:
+    """A singular mass matrix, by its diagonal: an algebraic variable is as accurate as the rest."""
+    for rtol, most in zip(TOLERANCES, work, strict=True):
+        sol = solve(case, method, rtol)
+        assert error(case, sol.u_end) <= 100 * rtol
+        assert int(sol.stats.naccept) + int(sol.stats.nreject) <= most
+
+
+@EVERY_ROSENBROCK_METHOD
+def test_order_with_a_dense_mass_matrix(method: Method) -> None:
+    """M u' = A u + t A 1, explicit in time, with M = A: guards against a lost product with M."""
+    assert AFFINE.exact is not None
+    errors, alg, prob = [], method.make(), AFFINE.ode(mass_matrix=AFFINE.p)
+    for steps in (4, 8, 16):
+        sol = dj.solve(prob, alg, steps=steps, saveat=np.linspace(0, 1, 7))
+        errors.append(np.max(np.abs(np.asarray(sol.u) - AFFINE.exact(np.linspace(0, 1, 7)))))
+    order = np.log2(errors[1] / errors[2])
+    assert order > min(method.order, method.dense_order + 1) - 0.3
+
+
+def prothero_robinson(rate: float) -> dj.ODEProblem:
+    """u' = -rate (u - sin t) + cos t, with the solution sin t."""
+    return dj.ODEProblem(
+        lambda u, p, t: -p * (u - jnp.sin(t)) + jnp.cos(t), jnp.zeros(1), (0.0, 2.0), rate
+    )
+
+
+# On a stiff linear problem whose forcing moves, methods lose order (HW II, section IV.15). Of a
+# stiffly accurate one the error is C dt^q / (rate dt), so that one order less than q is seen:
+# q = 4 for Rodas4P and Rodas5P, q = 3 for Rodas3P, built to keep it (Steinebach 1995, 2023, 2024).
+@pytest.mark.parametrize(
+    ("name", "observed"),
+    [
+        ("Rosenbrock23", 2),
+        ("Rodas3P", 2),
+        ("Rodas4", 1),
+        ("Rodas4P", 3),
+        ("Rodas5", 1),
+        ("Rodas5P", 3),
+    ],
+)
+def test_order_on_a_stiff_problem(name: str, observed: int) -> None:
+    errors = []
+    for steps in (10, 20, 40):
+        sol = dj.solve(prothero_robinson(1e6), BY_NAME[name].make(), steps=steps)
+        errors.append(abs(float(sol.u_end[0]) - np.sin(2.0)))
+    orders = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
+    assert np.mean(orders) == pytest.approx(observed, abs=0.3), (errors, orders)
+
+
+# Derivatives ------------------------------------------------------------------------------
+
+SERIES = DATA["grad_rober_forward"]["reference"]["series"]
+TIMES = np.array([point["t"] for point in SERIES])
+# Columns in the file are k1, k3, k2.
+SENSITIVITIES = np.array([point["dy_dp"] for point in SERIES])[:, :, [0, 2, 1]]
+
+
+@pytest.mark.parametrize(
+    "adjoint", [dj.DiscreteAdjoint(), dj.ForwardMode()], ids=["tape", "forward"]
+)
+def test_gradient_of_robertson(adjoint: Any) -> None:
+    """Six digits of the published sensitivities, forwards, and backwards the same to nine."""
+
+    def states(p: jax.Array) -> jax.Array:
+        prob = dj.ODEProblem(robertson, jnp.asarray(ROBER.u0), (0.0, 4e4), p)
+        options = {"rtol": 1e-8, "atol": 1e-12, "saveat": TIMES, "max_steps": 1024}
+        return dj.solve(prob, dj.Rodas5P(), adjoint=adjoint, **options).u
+
+    p = jnp.asarray(ROBER.p)
+    jacobian = jax.jacfwd(states)(p)
+    np.testing.assert_allclose(jacobian, SENSITIVITIES, rtol=1e-6)
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=SENSITIVITIES.shape[:2]))
+    gradient = jax.grad(lambda p: jnp.sum(weights * states(p)))(p)
+    forward = jnp.einsum("ts,tsp->p", weights, jacobian)
+    np.testing.assert_allclose(gradient, forward, rtol=1e-9)
+
+
+def loss_of_everything(method: Method, inputs: tuple) -> jax.Array:
+    """A solve whose every argument matters: state, parameters, mass matrix, Jacobian, times."""
+    u0, p, mass, end = inputs
+
+    def f(u: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
+        return jnp.stack([-p[0] * u[0] + jnp.sin(p[1] * t) * u[1], p[1] * u[0] - p[2] * u[1] ** 3])
+
+    def jac(u: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
+        zero = jnp.zeros(())
+        rows = [[-p[0] + zero, jnp.sin(p[1] * t)], [p[1] + zero, -3 * p[2] * u[1] ** 2]]
+        return jnp.array(rows)
+
+    prob = dj.ODEProblem(f, u0, (0.0, end), p, mass_matrix=mass, jac=jac)
+    sol = dj.solve(prob, method.make(), steps=8, saveat=lambda a, b: a + (b - a) * THIRDS)
+    return jnp.sum(jnp.sin(sol.u) * jnp.array([[1.0, 2.0]]))
+
+
+THIRDS = jnp.array([0.3, 0.7, 1.0])
+INPUTS = (
+    jnp.array([1.0, 0.5]),
+    jnp.array([2.0, 1.5, 0.7]),
+    jnp.array([[2.0, 0.3], [-0.4, 1.0]]),
+    jnp.asarray(1.2),
+)
+
+
+# The step is the same for all of them: one with extra coefficients that are zero, and the longest.
+@pytest.mark.parametrize("name", ["Rosenbrock23", "Rodas5P"])
+def test_reverse_is_forward(name: str) -> None:
+    """VJP = JVP to 1e-9 with respect to everything, the mass matrix and the span's end included."""
+    method = BY_NAME[name]
+    rng = np.random.default_rng(1)
+    dots = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), INPUTS)
+    loss = jax.jit(lambda inputs: loss_of_everything(method, inputs))
+    _, forward = jax.jvp(loss, (INPUTS,), (dots,))
+    reverse = jax.grad(loss)(INPUTS)
+    total = sum(jnp.vdot(x, y) for x, y in zip(reverse, dots, strict=True))
+    np.testing.assert_allclose(total, forward, rtol=1e-9)
+    e = 1e-5
+    ends = [loss(jax.tree.map(lambda x, d, s=s: x + s * e * d, INPUTS, dots)) for s in (1, -1)]
+    np.testing.assert_allclose((ends[0] - ends[1]) / (2 * e), forward, rtol=1e-7)
+
+
+def test_second_derivatives() -> None:
+    """Forward over reverse against differences of the gradient."""
+    method = BY_NAME["Rodas3P"]
+
+    def loss(p: jax.Array) -> jax.Array:
+        return loss_of_everything(method, (INPUTS[0], p, INPUTS[2], INPUTS[3]))
+
+    gradient = jax.jit(jax.grad(loss))
+    e = 1e-5
+    columns = [
+        (gradient(INPUTS[1] + e * d) - gradient(INPUTS[1] - e * d)) / (2 * e) for d in np.eye(3)
+    ]
+    np.testing.assert_allclose(
+        jax.hessian(loss)(INPUTS[1]), np.stack(columns), rtol=1e-6, atol=1e-8
+    )
+
+
+def test_gradient_through_an_algebraic_equation() -> None:
+    """The DAE's sensitivities are those of the ODE it stands for."""
+
+    def end(case: Case, p: jax.Array) -> jax.Array:
+        prob = case.ode(p=p, tspan=(0.0, 40.0), mass_matrix=MASS.get(case.name))
+        return dj.solve(prob, dj.Rodas5P(), rtol=1e-9, atol=1e-13, max_steps=512).u_end
+
+    p = jnp.asarray(ROBER.p)
+    reverse = jax.jacrev(lambda p: end(ROBER_DAE, p))(p)
+    np.testing.assert_allclose(reverse, SENSITIVITIES[2], rtol=2e-6)
+
+
+# Batches, precision, kinds of state ---------------------------------------------------------
+
+
+def test_a_thousand_lanes_are_a_thousand_solves() -> None:
+    """Each lane as if alone; one with absurd parameters is flagged and harms no other."""
+    factors = np.random.default_rng(0).uniform(0.8, 1.2, (1000, 3))
+    factors[123, 2] = -1e12
+    ps = jnp.asarray(ROBER.p * factors)
+
+    def end(p: jax.Array) -> tuple:
+        prob = dj.ODEProblem(robertson, jnp.asarray(ROBER.u0), (0.0, 1e5), p)
+        sol = dj.solve(prob, dj.Rodas5P(), rtol=1e-6, atol=1e-10, max_steps=1000, throw=False)
+        return sol.u[-1], sol._retcode
+
+    u, codes = jax.jit(jax.vmap(end))(ps)
+    assert [i for i, code in enumerate(codes) if code != dj.ReturnCode.success] == [123]
+    assert np.all(np.isnan(u[123]))
+    single = jax.jit(end)
+    for i in (0, 122, 124, 999):
+        np.testing.assert_allclose(u[i], single(ps[i])[0], rtol=1e-6)
+
+
+def test_single_precision() -> None:
+    """Robertson to 1e5 in float32 throughout, four digits."""
+    prob = ROBER.ode(jnp.float32, tspan=(0.0, 1e5))
+    sol = dj.solve(prob, dj.Rodas5P(), rtol=1e-4, atol=1e-10)
+    assert sol.u.dtype == sol.t.dtype == jnp.float32
+    accurate = solve(ROBER, "Rodas5P", 1e-9, saveat=jnp.array([1e5]))
+    np.testing.assert_allclose(sol.u_end, accurate.u[0], rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["Rosenbrock23", "Rodas5P"])
+def test_complex_states(name: str) -> None:
+    """u' = (-1 + 20i) u, and the non-holomorphic u' = i conj(u), whose Jacobian is real-linear."""
+
+    def f(u: jax.Array, p: Any, t: jax.Array) -> jax.Array:
+        return jnp.stack([(-1 + 20j) * u[0], 1j * jnp.conj(u[1])])
+
+    def exact(t: float) -> np.ndarray:
+        return np.array(
+            [np.exp((-1 + 20j) * t), (1 + 1j) * np.exp(t) / 2 + (1 - 1j) * np.exp(-t) / 2]
+        )
+
+    prob = dj.ODEProblem(f, jnp.array([1.0 + 0j, 1.0 + 0j]), (0.0, 1.0))
+    errors = []
+    for steps in (100, 200):
+        errors.append(
+            np.max(np.abs(dj.solve(prob, BY_NAME[name].make(), steps=steps).u_end - exact(1.0)))
+        )
+    assert np.log2(errors[0] / errors[1]) > BY_NAME[name].order - 0.2
+    # A complex mass matrix and Jacobian mean the same as their parts.
+    mass = np.array([2j, 1.0 + 0j])
+    scaled = dj.ODEProblem(lambda u, p, t: mass * f(u, p, t), prob.u0, (0.0, 1.0), mass_matrix=mass)
+    sol = dj.solve(scaled, BY_NAME[name].make(), steps=100)
+    plain = dj.solve(prob, BY_NAME[name].make(), steps=100)
+    np.testing.assert_allclose(sol.u_end, plain.u_end, rtol=1e-12)
+
+
+def test_a_jacobian_of_a_complex_state() -> None:
+    """Given as a complex matrix, it is the one that is computed."""
+    prob = dj.ODEProblem(lambda u, p, t: (-1 + 2j) * u, jnp.array([1.0 + 0j]), (0.0, 1.0))
+    given = dj.remake(prob, jac=lambda u, p, t: jnp.array([[-1 + 2j]]))
+    ends = [dj.solve(p, dj.Rodas4(), steps=5).u_end for p in (prob, given)]
+    np.testing.assert_allclose(ends[0], ends[1], rtol=1e-14)
+
+
+def test_pytrees_of_two_precisions() -> None:
+    """A dictionary with a scalar, a matrix and a float32 part; a diagonal mass in its order."""
+
+    def f(u: Any, p: Any, t: jax.Array) -> Any:
+        slow = u["c"].astype(jnp.float64)
+        return {"a": -50.0 * u["a"] + slow[0], "b": -u["b"] * u["a"], "c": -u["c"]}
+
+    u0 = {"a": jnp.asarray(1.0), "b": jnp.ones((2, 2)), "c": jnp.ones(1, jnp.float32)}
+    prob = dj.ODEProblem(f, u0, (0.0, 1.0))
+    sol = dj.solve(prob, dj.Rodas5P(), rtol=2e-6, atol=1e-8)
+    a = np.exp(-50.0) + (np.exp(-1.0) - np.exp(-50.0)) / 49.0
+    integral = (1 - np.exp(-50.0)) / 50.0 + ((1 - np.exp(-1.0)) - (1 - np.exp(-50.0)) / 50.0) / 49.0
+    np.testing.assert_allclose(sol.u_end["a"], a, rtol=1e-5)
+    np.testing.assert_allclose(sol.u_end["b"], np.full((2, 2), np.exp(-integral)), rtol=1e-5)
+    np.testing.assert_allclose(sol.u_end["c"], [np.exp(-1.0)], rtol=1e-5)
+    assert sol.u_end["c"].dtype == jnp.float32
+    # Twice the derivative with a mass of two, for one part of the state.
+    mass = np.array([1.0, 2.0, 2.0, 2.0, 2.0, 1.0])
+
+    def doubled(u: Any, p: Any, t: jax.Array) -> Any:
+        du = f(u, p, t)
+        return {**du, "b": 2.0 * du["b"]}
+
+    heavy = dj.solve(
+        dj.ODEProblem(doubled, u0, (0.0, 1.0), mass_matrix=mass), dj.Rodas5P(), steps=20
+    )
+    light = dj.solve(prob, dj.Rodas5P(), steps=20)
+    np.testing.assert_allclose(heavy.u_end["b"], light.u_end["b"], rtol=1e-13)
+
+
+def test_backwards_and_anywhere() -> None:
+    """Back from 1 to 0 with a mass matrix and time in the field; `sol(t)` in between."""
+    exact, assembled = AFFINE.exact, AFFINE.ode(mass_matrix=AFFINE.p)
+    assert exact is not None
+    u1 = jnp.asarray(exact(np.array([1.0]))[0])
+    jac = lambda u, p, t: p  # noqa: E731
+    prob = dj.remake(assembled, u0=u1, tspan=(1.0, 0.0), jac=jac)
+    sol = dj.solve(prob, dj.Rodas5P(), rtol=1e-9, atol=1e-9, dense=True)
+    np.testing.assert_allclose(sol.u_end, np.ones(3), rtol=1e-7)
+    points = np.linspace(0.0, 1.0, 11)
+    np.testing.assert_allclose(sol(points), exact(points), rtol=1e-6)
+
+
+def test_a_jacobian_from_the_user_is_used() -> None:
+    """A method whose order conditions hold for the exact Jacobian only shows a wrong one."""
+    p, u0 = 3.0, jnp.array([1.0, 2.0])
+    prob = dj.ODEProblem(lambda u, p, t: -p * u**2, u0, (0.0, 1.0), p)
+    right = dj.remake(prob, jac=lambda u, p, t: jnp.diag(-2 * p * u))
+    wrong = dj.remake(prob, jac=lambda u, p, t: jnp.diag(-p * u))
+    ends = [dj.solve(q, dj.Rodas4(), steps=10).u_end for q in (prob, right, wrong)]
+    np.testing.assert_allclose(ends[0], ends[1], rtol=1e-14)
+    assert np.max(np.abs(ends[0] - ends[2])) > 1e-6
+
+
+def test_start_on_a_save_of_an_algebraic_variable() -> None:
+    """The derivative with respect to a save time at t0 is u'(t0), of algebraic variables too."""
+    prob = dj.ODEProblem(
+        lambda u, p, t: jnp.stack([-u[0], u[1] - 2.0 * u[0] - t]),
+        jnp.array([1.0, 2.0]),
+        (0.0, 1.0),
+        mass_matrix=np.array([1.0, 0.0]),
+    )
+    slope = jax.jacfwd(lambda s: dj.solve(prob, dj.Rodas4(), steps=4, saveat=s[None]).u[0])
+    np.testing.assert_allclose(slope(jnp.asarray(0.0)), [-1.0, -2.0 + 1.0], rtol=1e-12)
+
+
+# What is compiled, and what is refused ---------------------------------------------------------
+
+
+def test_the_field_is_traced_once() -> None:
+    traced = []
+
+    def f(u: jax.Array, p: Any, t: jax.Array) -> jax.Array:
+        traced.append(u)
+        return -u * jnp.array([1.0, 1e3])
+
+    prob = dj.ODEProblem(f, jnp.ones(2), (0.0, 1.0))
+    jax.grad(lambda u0: jnp.sum(dj.solve(prob, dj.Rodas5P(), u0=u0).u_end))(jnp.ones(2))
+    assert len(traced) <= 2  # once for the solve, once for its derivative
+
+
+@pytest.mark.parametrize("n", [3, 8])
+def test_one_trajectory_can_be_one_native_function(n: int) -> None:
+    """Guards against an operation in the step that keeps XLA from compiling the loop in place."""
+    prob = dj.ODEProblem(lambda u, p, t: -p * u**3, jnp.ones(n), (0.0, 1.0), 2.0)
+
+    def end(prob: dj.ODEProblem) -> jax.Array:
+        return dj.solve(prob, dj.Rodas5P()).u_end
+
+    for function in (end, jax.grad(lambda prob: jnp.sum(end(prob)), allow_int=True)):
+        assert is_native(jax.make_jaxpr(function)(prob).jaxpr)
+
+
+DECAY = dj.ODEProblem(lambda u, p, t: -u, jnp.ones(2), (0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "alg", "kind", "words"),
+    [
+        ({"mass_matrix": np.eye(3)}, dj.Rodas4(), ValueError, ("mass_matrix", "(2, 2)", "(3, 3)")),
+        ({"mass_matrix": [1.0, 0.0]}, dj.Tsit5(), ValueError, ("Tsit5", "mass_matrix", "Rodas5P")),
+        ({"mass_matrix": [1j, 0.0]}, dj.Rodas4(), TypeError, ("mass_matrix", "real", "complex")),
+        ({"jac": lambda u, p, t: jnp.ones(2)}, dj.Rodas4(), ValueError, ("jac", "(2, 2)", "(2,)")),
+        ({"jac": lambda u, p, t: [[1.0]]}, dj.Rodas4(), ValueError, ("jac", "list", "jnp.stack")),
+        (
+            {"jac": lambda u, p, t: jnp.eye(2, dtype=complex)},
+            dj.Rodas4(),
+            TypeError,
+            ("jac", "real"),
+        ),
+        ({"jac": np.eye(2)}, dj.Rodas4(), TypeError, ("jac", "function", "ndarray")),
+    ],
+    ids=["shape", "explicit", "complex", "vector", "list", "complex jac", "array"],
+)
+def test_a_mistake_is_named(changes: dict, alg: Any, kind: type, words: tuple) -> None:
+    with pytest.raises(kind) as caught:
+        dj.solve(dj.remake(DECAY, **changes), alg)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_mass_matrix_chooses_the_method() -> None:
+    """Without `alg=`, a problem with a mass matrix is not handed to an explicit method."""
+    sol = dj.solve(dj.remake(DECAY, mass_matrix=np.array([2.0, 1.0])), rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(sol.u_end, np.exp([-0.5, -1.0]), rtol=1e-6)
+
+
+def test_a_field_that_is_not_finite_ends_the_solve() -> None:
+    """sqrt of what turns negative: the step is refused, then the solve, with its reason."""
+    prob = dj.ODEProblem(lambda u, p, t: -1.0 - jnp.sqrt(u), jnp.ones(1), (0.0, 3.0))
+    sol = dj.solve(prob, dj.Rodas5P(), throw=False)
+    assert sol.retcode in (dj.ReturnCode.dt_underflow, dj.ReturnCode.unstable)
+    assert 0.5 < float(sol.t_end) < 1.0
