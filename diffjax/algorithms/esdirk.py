@@ -1,11 +1,15 @@
 """Singly diagonally implicit Runge-Kutta methods: one engine, the methods are tableaus.
 
-All stages of a step share one matrix, W = M/(gamma*dt) - df/du at its start, and are solved one
-after the other by simplified Newton iterations (`linear/newton`). What a step hands to the next
-only saves work: the derivative that its last stage has found, and how fast its iterations were.
+All stages of a step share one matrix, W = M/(gamma*dt) - df/du, and are solved one after the other
+by simplified Newton iterations (`linear/newton`). Iterating and differentiating are kept apart:
+the stages are first solved as if nothing had a derivative, and then given theirs, by the implicit
+function theorem at each stage.
+
+What a step hands to the next only saves work: the derivative that its last stage has found, how
+fast its iterations were, and for larger systems the matrices (`linear/reuse`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar, NamedTuple
 
 import equinox as eqx
@@ -15,8 +19,9 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..linear.coordinates import Coordinates
-from ..linear.dense import factorize
-from ..linear.newton import NewtonResult, Stop, implicit_solution, newton, relative_size
+from ..linear.dense import INVERTED, factorize
+from ..linear.newton import Stop, implicit_solution, newton, relative_size
+from ..linear.reuse import Matrices, renewed
 from .base import Algorithm, Field, Norm, State, StepResult
 from .implicit import VectorField, derivative
 from .stages import combine, evaluate_extension
@@ -27,6 +32,8 @@ Matrix = Float[Array, "n n"]
 
 # The error of a step whose iteration failed although the vector field is finite.
 _FAILED_ERROR = 2.0
+# Iterations whose updates shrink by less than this are slow enough to want a new Jacobian.
+_SLOW = 0.2
 
 
 class Memory(NamedTuple):
@@ -34,20 +41,48 @@ class Memory(NamedTuple):
 
     - `slope`: the derivative at its end; None if the first stage is implicit.
     - `rate`: by which the updates of its last Newton iteration shrank.
+    - `matrices`: None where they are too small to be worth it.
     """
 
     slope: Vector | None
     rate: Float[Array, ""]
+    matrices: Matrices | None
+
+
+class _Work(NamedTuple):
+    """In the order of `ESDIRK.counted`."""
+
+    nf: Int[Array, ""]
+    njac: Int[Array, ""]
+    nfactor: Int[Array, ""]
+    nsolve: Int[Array, ""]
+    nnewton_fail: Int[Array, ""]
 
 
 class _Attempt(NamedTuple):
-    """A step's stages, and the work they were; `end` is the state at its end."""
+    """The implicit stages of a step, without derivative, and what led to them.
+
+    `slowest` is the slowest rate of their iterations, `rate` the last.
+    """
 
     stages: list[Vector]
-    end: Vector
-    ok: Bool[Array, ""]
+    converged: Bool[Array, ""]
     rate: Float[Array, ""]
+    slowest: Float[Array, ""]
     iterations: Int[Array, ""]
+
+
+class _Solved(NamedTuple):
+    """The last attempt at a step's stages, with the matrices that it had.
+
+    `filtered(x)` is W^-1 M/(gamma dt) x, `regular` says that the Jacobian is finite.
+    """
+
+    attempt: _Attempt
+    matrices: Matrices | None
+    work: _Work
+    filtered: Callable[[Vector], Vector]
+    regular: Bool[Array, ""]
 
 
 class ESDIRK(Algorithm):
@@ -60,7 +95,7 @@ class ESDIRK(Algorithm):
 
     takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem"})
     takes_mass_matrix: ClassVar[bool] = True
-    counted: ClassVar[tuple[str, ...]] = ("nf", "nsolve", "nnewton_fail")
+    counted: ClassVar[tuple[str, ...]] = _Work._fields
 
     tableau: ESDIRKTableau = eqx.field(static=True)
 
@@ -85,99 +120,95 @@ class ESDIRK(Algorithm):
         return {"nf": 1} if self.tableau.explicit_first else {}
 
     @property
-    def step_counts(self) -> dict[str, int]:
-        return {"njac": 1, "nfactor": 1}
-
-    @property
     def dense_counts(self) -> dict[str, int]:
         extra = len(self.tableau.dense.c_extra)
         return {"nf": extra} if extra else {}
 
     def init(self, field: Field, t: Array, u: State) -> Memory:
-        coordinates, slope = Coordinates(u), None
+        coordinates = Coordinates(u)
+        n, dtype = coordinates.size, coordinates.dtype
+        slope = None
         if self.tableau.explicit_first:
             slope = coordinates.flatten(derivative(field, t, u))
-        return Memory(slope, jnp.ones((), coordinates.dtype))
+        matrices = Matrices.none(n, dtype) if n > INVERTED else None
+        return Memory(slope, jnp.ones((), dtype), matrices)
 
     def step(
         self, field: Field, t: Array, dt: Array, u: State, memory: Memory, norm: Norm | None
     ) -> StepResult:
-        view = VectorField(field, u)
-        coordinates = view.coordinates
+        coordinates = Coordinates(u)
         start = coordinates.flatten(u)
         h = dt.astype(start.dtype)
-        # Nothing of the iteration is differentiated.
-        frozen = VectorField(jax.lax.stop_gradient(field), u)
-        t0, u0, h0 = jax.lax.stop_gradient((t, start, h))
-        _, jacobian = frozen.value_and_jacobian(t0, u0)
-        scale = 1 / (self.tableau.gamma * h0)
-        solve = factorize(frozen.shifted(scale, jacobian))
-        stages = _StageSolver(self.tableau.gamma, field, u, frozen, solve, norm)
-        done = self._stages(stages, t, h, start, memory)
-        u_end = coordinates.unflatten(done.end)
-        error = None
+        solver = _StageSolver(self.tableau, *jax.lax.stop_gradient((field, t, h, u)), norm)
+        solved = solver.solve(jax.lax.stop_gradient(memory))
+        done = solved.attempt
+        stages, end = self._with_derivatives(field, t, h, u, memory.slope, done.stages)
+        u_end = coordinates.unflatten(end)
+        error, work = None, solved.work
         if norm is not None:
-            finite = jnp.all(jnp.isfinite(jacobian)) & jnp.all(jnp.isfinite(u0))
-            error = self._error(frozen, scale, solve, done, u, norm)
-            failed = jnp.where(finite, _FAILED_ERROR, jnp.nan).astype(error.dtype)
-            error = jnp.where(done.ok, error, failed)
-        slope = done.stages[-1] / h if self.tableau.explicit_first else None
-        filtered = 0 if norm is None else 1
-        counts = (done.iterations, done.iterations + filtered, ~done.ok)
+            error = self._error(solved, coordinates, stages, u, u_end, norm)
+            work = work._replace(nsolve=work.nsolve + 1)
+        accepted, rejected = _handed_on(solved)
+        slope = stages[-1] / h if self.tableau.explicit_first else None
         return StepResult(
             u=u_end,
             error=error,
-            ok=done.ok,
-            memory=Memory(slope, done.rate),
-            memory_if_rejected=Memory(memory.slope, jnp.ones_like(done.rate)),
-            stages=tuple(done.stages),
-            counts=jnp.stack([x.astype(jnp.int32) for x in counts]),
+            ok=done.converged,
+            memory=Memory(slope, done.rate, accepted),
+            memory_if_rejected=Memory(memory.slope, jnp.ones_like(done.rate), rejected),
+            stages=tuple(stages),
+            counts=jnp.stack(work),
         )
 
-    def _stages(
-        self, solver: "_StageSolver", t: Array, h: Array, start: Vector, memory: Memory
-    ) -> _Attempt:
+    def _with_derivatives(
+        self,
+        field: Field,
+        t: Array,
+        h: Array,
+        u: State,
+        slope: Vector | None,
+        solved: list[Vector],
+    ) -> tuple[list[Vector], Vector]:
+        """The stages and the end of the step."""
         tableau = self.tableau
-        stages = [] if memory.slope is None else [h * memory.slope]
-        end, ok, rate = start, jnp.ones((), bool), memory.rate
-        iterations = jnp.zeros((), jnp.int32)
-        first = len(stages)
-        for a, c, weights in zip(
-            tableau.a[first:], tableau.c[first:], tableau.predictor[first:], strict=True
-        ):
+        start = Coordinates(u).flatten(u)
+        stages = [] if slope is None else [h * slope]
+        end = start
+        for (a, c, _), z in zip(_implicit_stages(tableau), solved, strict=True):
             base = _plus(start, a, stages)
-            guess = _plus(jnp.zeros_like(start), weights, stages)
-            result = solver(t + (c * h).astype(t.dtype), h, base, guess, rate)
-            stages = [*stages, result.x]
-            end = base + tableau.gamma * result.x
-            ok, rate = ok & result.converged, result.rate
-            iterations = iterations + result.iterations
-        if not tableau.explicit_first:
-            end = _plus(start, tableau.b, stages)
-        return _Attempt(stages, end, ok, rate, iterations)
+            at = t + (c * h).astype(t.dtype)
+            stages = [*stages, _with_derivative(tableau.gamma, field, u, z, at, h, base)]
+            end = base + tableau.gamma * stages[-1]
+        return stages, end if tableau.explicit_first else _plus(start, tableau.b, stages)
 
     def _error(
         self,
-        view: VectorField,
-        scale: Array,
-        solve: Callable[[Vector], Vector],
-        done: _Attempt,
+        solved: _Solved,
+        coordinates: Coordinates,
+        stages: list[Vector],
         u: State,
+        u_end: State,
         norm: Norm,
     ) -> Float[Array, ""]:
-        """The error estimate times W^-1 M/(gamma dt), so that stiff components do not swamp it.
+        """The geometric mean of the error estimate and of W^-1 M/(gamma dt) times it.
 
-        HW II, section IV.8, equation (8.19). Algebraic components get the error that those of the
-        others cause in them.
+        The plain estimate overrates stiff components, which that filter damps (HW II, section
+        IV.8, equation (8.19)). The filtered one underrates components that are moderately stiff:
+        alone it loses two digits on HIRES, as the plain one takes twice the steps on Robertson's
+        problem. Under the filter algebraic components get the error that others cause in them.
         """
         assert self.tableau.b_error is not None
-        unflatten = view.coordinates.unflatten
-        estimate = _plus(jnp.zeros_like(done.end), self.tableau.b_error, done.stages)
-        filtered = solve(scale * view.mass_times(jax.lax.stop_gradient(estimate)))
-        return norm(unflatten(filtered), u, unflatten(done.end))
+        estimate = _plus(jnp.zeros_like(stages[0]), self.tableau.b_error, stages)
+        estimate = jax.lax.stop_gradient(estimate)
+        plain, filtered = (
+            norm(coordinates.unflatten(x), u, u_end)
+            for x in (estimate, solved.filtered(estimate))
+        )
+        failed = jnp.where(solved.regular, _FAILED_ERROR, jnp.nan).astype(plain.dtype)
+        return jnp.where(solved.attempt.converged, jnp.sqrt(plain * filtered), failed)
 
     def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:
-        """The coefficients of a polynomial in theta, a tuple of states (see `evaluate_extension`)."""
+        """The coefficients of a polynomial in theta; see `evaluate_extension`."""
         extension, coordinates = self.tableau.dense, Coordinates(u)
         start = coordinates.flatten(u)
         h, known = dt.astype(start.dtype), list(stages)
@@ -192,67 +223,157 @@ class ESDIRK(Algorithm):
         return evaluate_extension(coefficients, theta)
 
 
+def _implicit_stages(
+    tableau: ESDIRKTableau,
+) -> Iterator[tuple[tuple[float, ...], float, tuple[float, ...]]]:
+    """Of each implicit stage its row of a, its node and its predictor."""
+    first = 1 if tableau.explicit_first else 0
+    return zip(tableau.a[first:], tableau.c[first:], tableau.predictor[first:], strict=True)
+
+
 class _StageSolver:
-    """Solves M z = dt f(t, base + gamma z) for one stage after another."""
+    """Solves M z_i = dt f(t + c_i dt, u + sum_j a_ij z_j + gamma z_i), stage after stage.
+
+    Nothing here is differentiated.
+    """
 
     def __init__(
-        self,
-        gamma: float,
-        field: Field,
-        u: State,
-        frozen: VectorField,
-        solve: Callable[[Vector], Vector],
-        norm: Norm | None,
+        self, tableau: ESDIRKTableau, field: Field, t: Array, h: Array, u: State, norm: Norm | None
     ) -> None:
-        self.gamma, self.field, self.u = gamma, field, u
-        self.frozen, self.solve = frozen, solve
-        coordinates = frozen.coordinates
-
-        def scaled(update: Vector) -> Float[Array, ""]:
-            assert norm is not None
-            return norm(coordinates.unflatten(gamma * update), u, u)
-
+        self.tableau, self.t, self.h = tableau, t, h
+        self.view = VectorField(field, u)
+        coordinates = self.view.coordinates
+        self.start = coordinates.flatten(u)
+        self.scale = 1 / (tableau.gamma * h)
         if norm is None:
-            self.stop = Stop.at_rounding(coordinates.dtype)
-            self.measure = lambda update, base, z: relative_size(gamma * update, base + gamma * z)
-        else:
-            eps = float(jnp.finfo(coordinates.dtype).eps)
-            start = coordinates.flatten(u)
-            self.stop = Stop.at_tolerance(scaled(start * (eps / gamma)))
-            self.measure = lambda update, base, z: scaled(update)
+            self.stop, self.size = Stop.at_rounding(coordinates.dtype), relative_size
+            return
 
-    def __call__(
-        self, t: Array, h: Array, base: Vector, guess: Vector, rate: Array
-    ) -> NewtonResult:
-        gamma, frozen = self.gamma, self.frozen
-        t0, h0, base0, guess, rate = jax.lax.stop_gradient((t, h, base, guess, rate))
-        result = newton(
-            lambda z: frozen.f(t0, base0 + gamma * z) - frozen.mass_times(z) / h0,
-            lambda residual: self.solve(residual) / gamma,
-            lambda update, z: self.measure(update, base0, z),
-            guess,
-            rate,
-            self.stop,
+        def size(update: Vector, _: Vector) -> Float[Array, ""]:
+            return norm(coordinates.unflatten(update), u, u)
+
+        eps = float(jnp.finfo(coordinates.dtype).eps)
+        self.stop, self.size = Stop.at_tolerance(size(eps * self.start, self.start)), size
+
+    def solve(self, memory: Memory) -> _Solved:
+        if memory.matrices is not None:
+            return self._solve_with(memory, memory.matrices)
+        jacobian = self.jacobian()
+        inverse = factorize(self.view.shifted(self.scale, jacobian))
+        done = self.attempt(memory, inverse)
+        return _Solved(
+            attempt=done,
+            matrices=None,
+            work=_work(done, jnp.ones((), jnp.int32), jnp.ones((), jnp.int32)),
+            filtered=lambda x: inverse(self.scale * self.view.mass_times(x)),
+            regular=jnp.all(jnp.isfinite(jacobian)),
         )
-        return result._replace(x=self._with_derivative(result.x, t, h, base))
 
-    def _with_derivative(self, z: Vector, t: Array, h: Array, base: Vector) -> Vector:
-        gamma, u = self.gamma, self.u
-        leaves, structure = jtu.tree_flatten(self.field)
+    def _solve_with(self, memory: Memory, matrices: Matrices) -> _Solved:
+        """With matrices that are kept; should they not do, once more with new ones."""
 
-        def view(leaves: tuple[Array, ...]) -> VectorField:
-            return VectorField(jtu.tree_unflatten(structure, leaves), u)
+        def attempt(
+            state: tuple[Matrices, _Attempt, _Work],
+        ) -> tuple[Matrices, _Attempt, _Work]:
+            old, _, before = state
+            again = before.nf > 0
+            new, njac, nfactor = renewed(
+                old, self.scale, self.jacobian, self.view.shifted, old.outdated | again
+            )
+            done = self.attempt(memory, lambda b: new.solve(self.scale, b))
+            work = _work(done, njac, nfactor)
+            return new, done, _Work(*(x + y for x, y in zip(before, work, strict=True)))
 
-        def residual(z: Vector, t: Array, h: Array, base: Vector, *leaves: Array) -> Vector:
-            field = view(leaves)
-            return field.f(t, base + gamma * z) - field.mass_times(z) / h
+        def unsettled(state: tuple[Matrices, _Attempt, _Work]) -> Array:
+            matrices, done, work = state
+            return (work.nf == 0) | (~done.converged & ~matrices.current)
 
-        def jacobian(z: Vector, t: Array, h: Array, base: Vector, *leaves: Array) -> Matrix:
-            field = view(leaves)
-            _, at_stage = field.value_and_jacobian(t, base + gamma * z)
-            return gamma * field.shifted(1 / (gamma * h), at_stage)
+        zero = jnp.zeros((), jnp.int32)
+        count = self.tableau.stages - (1 if self.tableau.explicit_first else 0)
+        blank = _Attempt(
+            [jnp.zeros_like(self.start)] * count,
+            jnp.zeros((), bool),
+            memory.rate,
+            memory.rate,
+            zero,
+        )
+        state = matrices, blank, _Work(*[zero] * len(_Work._fields))
+        matrices, done, work = jax.lax.while_loop(unsettled, attempt, state)
+        return _Solved(
+            attempt=done,
+            matrices=matrices,
+            work=work,
+            filtered=lambda x: matrices.solve(
+                matrices.scale, matrices.scale * self.view.mass_times(x)
+            ),
+            regular=jnp.all(jnp.isfinite(matrices.jacobian)),
+        )
 
-        return implicit_solution(residual, jacobian, z, [t, h, base, *leaves])
+    def jacobian(self) -> Matrix:
+        return self.view.value_and_jacobian(self.t, self.start)[1]
+
+    def attempt(self, memory: Memory, solve: Callable[[Vector], Vector]) -> _Attempt:
+        tableau, gamma, view, h = self.tableau, self.tableau.gamma, self.view, self.h
+        known = [] if memory.slope is None else [h * memory.slope]
+        first = len(known)
+        converged, rate = jnp.ones((), bool), memory.rate
+        slowest, iterations = jnp.zeros_like(rate), jnp.zeros((), jnp.int32)
+        for a, c, predictor in _implicit_stages(tableau):
+            base = _plus(self.start, a, known)
+            residual = _residual(view, gamma, self.t + (c * h).astype(self.t.dtype), h, base)
+            result = newton(
+                residual,
+                lambda r: solve(r) / gamma,
+                lambda update, z, base=base: self.size(gamma * update, base + gamma * z),
+                _plus(jnp.zeros_like(base), predictor, known),
+                rate,
+                self.stop,
+            )
+            known = [*known, result.x]
+            converged, rate = converged & result.converged, result.rate
+            slowest = jnp.maximum(slowest, rate)
+            iterations = iterations + result.iterations
+        return _Attempt(known[first:], converged, rate, slowest, iterations)
+
+
+def _residual(
+    view: VectorField, gamma: float, t: Array, h: Array, base: Vector
+) -> Callable[[Vector], Vector]:
+    return lambda z: view.f(t, base + gamma * z) - view.mass_times(z) / h
+
+
+def _with_derivative(
+    gamma: float, field: Field, u: State, z: Vector, t: Array, h: Array, base: Vector
+) -> Vector:
+    """A stage with the derivative of the solution of its equation."""
+    leaves, structure = jtu.tree_flatten(field)
+
+    def view(leaves: tuple[Array, ...]) -> VectorField:
+        return VectorField(jtu.tree_unflatten(structure, leaves), u)
+
+    def residual(z: Vector, t: Array, h: Array, base: Vector, *leaves: Array) -> Vector:
+        return _residual(view(leaves), gamma, t, h, base)(z)
+
+    def jacobian(z: Vector, t: Array, h: Array, base: Vector, *leaves: Array) -> Matrix:
+        _, at_stage = view(leaves).value_and_jacobian(t, base + gamma * z)
+        return gamma * view(leaves).shifted(1 / (gamma * h), at_stage)
+
+    return implicit_solution(residual, jacobian, z, [t, h, base, *leaves])
+
+
+def _work(done: _Attempt, njac: Array, nfactor: Array) -> _Work:
+    failed = (~done.converged).astype(jnp.int32)
+    return _Work(done.iterations, njac, nfactor, done.iterations, failed)
+
+
+def _handed_on(solved: _Solved) -> tuple[Matrices | None, Matrices | None]:
+    """The matrices for the next step, and for another attempt at this one."""
+    matrices = solved.matrices
+    if matrices is None:
+        return None, None
+    slow = solved.attempt.slowest > _SLOW
+    accepted = matrices._replace(current=jnp.zeros_like(matrices.current), outdated=slow)
+    return accepted, matrices
 
 
 def _plus(x: Vector, weights: tuple[float, ...], stages: list[Vector]) -> Vector:
