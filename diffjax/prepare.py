@@ -257,11 +257,15 @@ class Ready(NamedTuple):
     def _stats(self, outcome: Outcome) -> dict[str, Array]:
         alg, attempts = self.plan.alg, outcome.naccept + outcome.nreject
         zero = jnp.zeros((), jnp.int32)
-        start, work = dict(alg.init_counts), outcome.work or {}
+        work = outcome.work or {}
+        start: dict[str, Any] = dict(alg.init_counts)
         if self.plan.controller is not None and self.settings.dt is None:
             start["nf"] = start.get("nf", 0) + INITIAL_STEP_NF
         if outcome.rows is not None and self.traced_saves:
             start["nf"] = start.get("nf", 0) + 1
+        if outcome.counts is not None:
+            for i, name in enumerate(alg.counted):
+                start[name] = start.get(name, 0) + outcome.counts[i]
         names = ("nf", "njac", "nfactor", "nsolve", "nnewton_fail", "nevents")
         counted = {
             name: zero

@@ -8,6 +8,7 @@ memory outlive the landing: nothing is searched for again.
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..algorithms.base import State
@@ -53,6 +54,7 @@ class AdaptiveLanding(AdaptiveStepper):
             naccept=zero,
             nreject=zero,
             next_stop=None,
+            iterations=self.no_iterations(),
         )
 
     def going(self, c: AdaptiveState) -> Bool[Array, ""]:
@@ -93,8 +95,12 @@ class FixedLanding(Stepper[FixedState]):
         left = jnp.maximum(jnp.ceil((target - c.t) / c.dt - _ROUNDING), 1)
         dt = (target - c.t) / left
         result = self.alg.step(self.field, c.t, dt, c.u, c.memory, None)
+        u = result.u
+        if self.alg.counted:
+            # There is no smaller step to try, and what did not converge is no solution.
+            u = jtu.tree_map(lambda x: jnp.where(result.ok, x, jnp.nan), u)
         t = jnp.where(left == 1, target, c.t + dt)
-        state = FixedState(t, result.u, c.dt, result.memory, c.done + 1)
+        state = FixedState(t, u, c.dt, result.memory, c.done + 1)
         active = self.active(c) if masked else jnp.asarray(True)
         state = where(active, state, c) if masked else state
         step = Step(c.t, dt, c.u, result.stages)

@@ -19,7 +19,7 @@ import equinox as eqx
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 # A state as the stepping code sees it: one array, or one flat vector per dtype (`stepping/layout`).
 State = PyTree[Array]
@@ -81,6 +81,8 @@ class StepResult(NamedTuple):
     - `ok`: False if the step must be rejected whatever its error (a failed Newton solve).
     - `memory`, `memory_if_rejected`: what the next step gets if this one is accepted, rejected.
     - `stages`: what `dense` needs.
+    - `counts`: the work of this step that differs from step to step, a number for each name in the
+        algorithm's `counted`; None if that is empty.
     """
 
     u: State
@@ -89,6 +91,7 @@ class StepResult(NamedTuple):
     memory: PyTree
     memory_if_rejected: PyTree
     stages: PyTree
+    counts: Int[Array, " counted"] | None = None
 
 
 class Algorithm(eqx.Module):
@@ -104,6 +107,9 @@ class Algorithm(eqx.Module):
     is_explicit_one_step: ClassVar[bool] = False
     # Whether M in M u' = f may be another matrix than the identity.
     takes_mass_matrix: ClassVar[bool] = False
+    # Statistics that every step counts for itself, by name. An algorithm whose steps iterate counts
+    # here, and only such a one may return a step that is not `ok`.
+    counted: ClassVar[tuple[str, ...]] = ()
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from ..algorithms.base import State
 from .initial_step import initial_step
 from .plan import Inputs, Plan, Settings, scaled_norm
 from .status import ReturnCode
-from .stepper import Counts, Record, Step, Stepper
+from .stepper import Counts, Iterations, Record, Step, Stepper
 from .trees import where
 
 # A step that would end this close to a time to land on is stretched to land there, so that no
@@ -20,13 +20,18 @@ LANDING_STRETCH = 1.01
 # A step shorter than this many units in the last place of t cannot be told from none.
 MIN_STEP_ULPS = 4.0
 
+# A step whose iteration failed is halved, whatever its error estimate says, and the step after that
+# does not grow (HW II, section IV.8; subroutine RADAU5).
+FAILURE_FACTOR = 0.5
+
 
 class AdaptiveState(NamedTuple):
     """What the loop carries; as little as will do, since XLA pays for each leaf.
 
     `dt` is the next step to attempt: zero when the solve is stuck because none is small enough, NaN
-    when that is because nothing finite comes back. So how the solve ended is read off at its end,
-    not kept up to date. `t_low` is the rounding error of `t` in single precision.
+    when that is because nothing finite comes back, negative when it is because no iteration
+    converges. So how the solve ended is read off at its end, not kept up to date. `t_low` is the
+    rounding error of `t` in single precision.
     """
 
     t: Float[Array, ""]
@@ -38,6 +43,7 @@ class AdaptiveState(NamedTuple):
     naccept: Int[Array, ""]
     nreject: Int[Array, ""]
     next_stop: Int[Array, ""] | None
+    iterations: Iterations | None
 
     @property
     def steps(self) -> Int[Array, ""]:
@@ -93,6 +99,7 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
             naccept=jnp.zeros((), jnp.int32),
             nreject=jnp.zeros((), jnp.int32),
             next_stop=next_stop,
+            iterations=self.no_iterations(),
         )
 
     def _smallest(self, t: Array) -> Float[Array, ""]:
@@ -112,6 +119,7 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
 
     def status(self, c: AdaptiveState) -> Int[Array, ""]:
         code = jnp.where(c.dt == 0, ReturnCode.dt_underflow, ReturnCode.max_steps)
+        code = jnp.where(c.dt < 0, ReturnCode.newton_failed, code)
         code = jnp.where(jnp.isnan(c.dt), ReturnCode.unstable, code)
         code = jnp.where(c.t >= self.inputs.t1, ReturnCode.success, code)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(c.u)]))
@@ -143,7 +151,7 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         if active is not None:
             accepted = accepted & active
         t, t_low = _advance_time(c.t, c.t_low, dt, landing, target)
-        next_dt, control = self._next_dt(c, dt, error, accepted, landing)
+        next_dt, control = self._next_dt(c, dt, error, result.ok, accepted, landing)
         step = accepted.astype(jnp.int32)
         on_stop = landing if self.limit is None else landing & (stop <= self.limit)
         tried = 1 if active is None else active.astype(jnp.int32)
@@ -159,6 +167,9 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
             next_stop=None
             if c.next_stop is None
             else c.next_stop + step * on_stop.astype(jnp.int32),
+            iterations=None
+            if c.iterations is None
+            else c.iterations.after(result, True if active is None else active),
         )
         self.report_progress(c, state)
         index = jnp.zeros((), jnp.int32) if c.next_stop is None else c.next_stop
@@ -166,22 +177,32 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         return state, Record(Step(c.t, dt, c.u, result.stages), accepted, landed)
 
     def _next_dt(
-        self, c: AdaptiveState, dt: Array, error: Array, accepted: Array, landing: Array
+        self,
+        c: AdaptiveState,
+        dt: Array,
+        error: Array,
+        ok: bool | Array,
+        accepted: Array,
+        landing: Array,
     ) -> tuple[Array, PyTree]:
         controller = self.plan.controller
         assert controller is not None
         factor, control = controller.factor(
             error, accepted, c.naccept == 0, c.control, self.plan.error_exponent
         )
+        if c.iterations is not None:
+            factor = jnp.where(ok, factor, FAILURE_FACTOR)
+            factor = jnp.where(c.iterations.failed & accepted, jnp.minimum(factor, 1), factor)
         proposed = jax.lax.stop_gradient(dt) * factor
         # A step cut short to land says nothing against the size that was planned.
-        proposed = jnp.where(accepted & landing, jnp.maximum(proposed, c.dt), proposed)
+        planned = c.dt if c.iterations is None else jnp.where(c.iterations.failed, 0, c.dt)
+        proposed = jnp.where(accepted & landing, jnp.maximum(proposed, planned), proposed)
         if self.settings.dtmax is not None:
             proposed = jnp.minimum(proposed, self.settings.dtmax)
         hopeless = ~accepted & (proposed < self._smallest(c.t))
         if self.settings.dtmin is not None:
             proposed = jnp.maximum(proposed, self.settings.dtmin)
-        stuck = jnp.where(jnp.isfinite(error), 0.0, jnp.nan)
+        stuck = jnp.where(jnp.isfinite(error), jnp.where(ok, 0.0, -1.0), jnp.nan)
         return jnp.where(hopeless, stuck, proposed), control
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ..algorithms.base import State
 from .plan import Inputs, Plan
 from .status import ReturnCode
-from .stepper import Counts, Record, Step, Stepper
+from .stepper import Counts, Iterations, Record, Step, Stepper
 
 
 class FixedState(NamedTuple):
@@ -19,6 +19,7 @@ class FixedState(NamedTuple):
     done: Int[Array, ""]
     u: State
     memory: PyTree
+    iterations: Iterations | None
 
     @property
     def steps(self) -> Int[Array, ""]:
@@ -53,6 +54,7 @@ class FixedStepper(Stepper[FixedState]):
             done=jnp.zeros((), jnp.int32),
             u=inputs.u0,
             memory=self.alg.init(self.field, inputs.t0, inputs.u0),
+            iterations=self.no_iterations(),
         )
 
     def active(self, c: FixedState) -> Bool[Array, ""]:
@@ -72,7 +74,12 @@ class FixedStepper(Stepper[FixedState]):
         # The difference of two times on the grid, so that the steps add up to the span exactly.
         dt = fixed_time(self.plan, self.inputs, c.done + 1) - t
         result = self.alg.step(self.field, t, dt, c.u, c.memory, None)
-        state = FixedState(c.done + 1, result.u, result.memory)
+        u, iterations = result.u, c.iterations
+        if iterations is not None:
+            # There is no smaller step to try, and what did not converge is no solution.
+            u = jtu.tree_map(lambda x: jnp.where(result.ok, x, jnp.nan), u)
+            iterations = iterations.after(result, ~iterations.failed)
+        state = FixedState(c.done + 1, u, result.memory, iterations)
         self.report_progress(c, state)
         landed = jnp.full((), -1, jnp.int32)
         return state, Record(Step(t, dt, c.u, result.stages), True, landed)
@@ -86,4 +93,7 @@ class FixedStepper(Stepper[FixedState]):
     def status(self, c: FixedState) -> Int[Array, ""]:
         """The return code, judged at the end."""
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(c.u)]))
-        return jnp.where(finite, ReturnCode.success, ReturnCode.unstable).astype(jnp.int32)
+        failed = ReturnCode.unstable
+        if c.iterations is not None:
+            failed = jnp.where(c.iterations.failed, ReturnCode.newton_failed, failed)
+        return jnp.where(finite, ReturnCode.success, failed).astype(jnp.int32)

@@ -47,6 +47,7 @@ class Outcome(NamedTuple):
     - `saved`: how many save times were reached.
     - `memory`: what the algorithm remembers at the end, if asked for.
     - `work`: what was done beside steps that all cost the same, by name of the statistic.
+    - `counts`: what the steps have counted (`Algorithm.counted`).
     """
 
     rows: list[Array] | None
@@ -61,6 +62,7 @@ class Outcome(NamedTuple):
     saved: Int[Array, ""] | None
     memory: PyTree = None
     work: dict[str, Array] | None = None
+    counts: Int[Array, " counted"] | None = None
 
 
 def make_stepper(
@@ -104,6 +106,7 @@ def outcome_of(
         nreject=counts.nreject,
         ndense=jnp.asarray(ndense, jnp.int32),
         saved=saved,
+        counts=None if carry.iterations is None else carry.iterations.counts,
     )
     # So that all drivers give back the same types inside `shard_map`, of constant counts too.
     return vary_alike(outcome)

@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..algorithms.base import State
+from ..algorithms.base import State, StepResult
 from .plan import Inputs, Plan
 
 Carry = TypeVar("Carry")
@@ -42,14 +42,39 @@ class Counts(NamedTuple):
     nreject: Int[Array, ""]
 
 
+class Iterations(NamedTuple):
+    """What is carried along with an algorithm whose steps iterate (`Algorithm.counted`).
+
+    - `counts`: the sums of `StepResult.counts`.
+    - `failed`: the iteration of the last attempted step did not converge.
+    """
+
+    counts: Int[Array, " counted"]
+    failed: Bool[Array, ""]
+
+    def after(self, result: StepResult, active: Array | bool = True) -> "Iterations":
+        """With one more attempted step, which counts if `active`."""
+        assert result.counts is not None
+        return Iterations(
+            counts=self.counts + jnp.where(active, result.counts, 0),
+            failed=jnp.where(active, ~jnp.asarray(result.ok), self.failed),
+        )
+
+
 class Stepper(Generic[Carry]):
-    """Base class. A carry is a named tuple with fields `u` and `memory` and a property `steps`,
-    the number of accepted ones."""
+    """Base class. A carry is a named tuple with fields `u`, `memory` and `iterations`, and a
+    property `steps`, the number of accepted ones."""
 
     def __init__(self, plan: Plan, inputs: Inputs) -> None:
         self.plan, self.inputs = plan, inputs
         self.alg = plan.alg
         self.field = plan.field(inputs)
+
+    def no_iterations(self) -> Iterations | None:
+        """What is carried before the first step; None for steps that do not iterate."""
+        if not self.alg.counted:
+            return None
+        return Iterations(jnp.zeros(len(self.alg.counted), jnp.int32), jnp.zeros((), bool))
 
     def init(self) -> Carry:
         """The carry before the first step."""

@@ -1,0 +1,381 @@
+"""Singly diagonally implicit Runge-Kutta methods: one engine, the methods are tableaus.
+
+All stages of a step share one matrix, W = M/(gamma*dt) - df/du, and are solved one after the other
+by simplified Newton iterations (`linear/newton`). Iterating and differentiating are kept apart:
+the stages are first solved as if nothing had a derivative, and then given theirs, by the implicit
+function theorem at each stage.
+
+What a step hands to the next only saves work: the derivative that its last stage has found, how
+fast its iterations were, and for larger systems the matrices (`linear/reuse`).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ..linear.coordinates import Coordinates
+from ..linear.dense import INVERTED, factorize
+from ..linear.newton import Stop, implicit_solution, newton, relative_size
+from ..linear.reuse import Matrices, renewed
+from .base import Algorithm, Field, Norm, State, StepResult
+from .implicit import VectorField, derivative
+from .stages import combine, evaluate_extension
+from .tableaus.esdirk import ESDIRKTableau
+
+Vector = Float[Array, " n"]
+Matrix = Float[Array, "n n"]
+
+# The error of a step whose iteration failed although the vector field is finite.
+_FAILED_ERROR = 2.0
+# Iterations whose updates shrink by less than this are slow enough to want a new Jacobian.
+_SLOW = 0.2
+
+
+class Memory(NamedTuple):
+    """What a step hands to the next.
+
+    - `slope`: the derivative at its end; None if the first stage is implicit.
+    - `rate`: by which the updates of its last Newton iteration shrank.
+    - `matrices`: None where they are too small to be worth it.
+    """
+
+    slope: Vector | None
+    rate: Float[Array, ""]
+    matrices: Matrices | None
+
+
+class _Work(NamedTuple):
+    """In the order of `ESDIRK.counted`."""
+
+    nf: Int[Array, ""]
+    njac: Int[Array, ""]
+    nfactor: Int[Array, ""]
+    nsolve: Int[Array, ""]
+    nnewton_fail: Int[Array, ""]
+
+
+class _Attempt(NamedTuple):
+    """The implicit stages of a step, without derivative, and what led to them.
+
+    `slowest` is the slowest rate of their iterations, `rate` the last.
+    """
+
+    stages: list[Vector]
+    converged: Bool[Array, ""]
+    rate: Float[Array, ""]
+    slowest: Float[Array, ""]
+    iterations: Int[Array, ""]
+
+
+class _Solved(NamedTuple):
+    """The last attempt at a step's stages, with the matrices that it had.
+
+    `filtered(x)` is W^-1 M/(gamma dt) x, `regular` says that the Jacobian is finite.
+    """
+
+    attempt: _Attempt
+    matrices: Matrices | None
+    work: _Work
+    filtered: Callable[[Vector], Vector]
+    regular: Bool[Array, ""]
+
+
+class ESDIRK(Algorithm):
+    """A singly diagonally implicit Runge-Kutta method given by its tableau.
+
+    **Arguments:**
+
+    - `tableau`: the coefficients.
+    """
+
+    takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem"})
+    takes_mass_matrix: ClassVar[bool] = True
+    counted: ClassVar[tuple[str, ...]] = _Work._fields
+
+    tableau: ESDIRKTableau = eqx.field(static=True)
+
+    @property
+    def order(self) -> int:
+        return self.tableau.order
+
+    @property
+    def error_order(self) -> int | None:
+        return self.tableau.error_order
+
+    @property
+    def dense_order(self) -> int:
+        return self.tableau.dense.order
+
+    @property
+    def name(self) -> str:
+        return self.tableau.name
+
+    @property
+    def init_counts(self) -> dict[str, int]:
+        return {"nf": 1} if self.tableau.explicit_first else {}
+
+    @property
+    def dense_counts(self) -> dict[str, int]:
+        extra = len(self.tableau.dense.c_extra)
+        return {"nf": extra} if extra else {}
+
+    def init(self, field: Field, t: Array, u: State) -> Memory:
+        coordinates = Coordinates(u)
+        n, dtype = coordinates.size, coordinates.dtype
+        slope = None
+        if self.tableau.explicit_first:
+            slope = coordinates.flatten(derivative(field, t, u))
+        matrices = Matrices.none(n, dtype) if n > INVERTED else None
+        return Memory(slope, jnp.ones((), dtype), matrices)
+
+    def step(
+        self, field: Field, t: Array, dt: Array, u: State, memory: Memory, norm: Norm | None
+    ) -> StepResult:
+        coordinates = Coordinates(u)
+        start = coordinates.flatten(u)
+        h = dt.astype(start.dtype)
+        solver = _StageSolver(self.tableau, *jax.lax.stop_gradient((field, t, h, u)), norm)
+        solved = solver.solve(jax.lax.stop_gradient(memory))
+        done = solved.attempt
+        stages, end = self._with_derivatives(field, t, h, u, memory.slope, done.stages)
+        u_end = coordinates.unflatten(end)
+        error, work = None, solved.work
+        if norm is not None:
+            error = self._error(solved, coordinates, stages, u, u_end, norm)
+            work = work._replace(nsolve=work.nsolve + 1)
+        accepted, rejected = _handed_on(solved)
+        slope = stages[-1] / h if self.tableau.explicit_first else None
+        return StepResult(
+            u=u_end,
+            error=error,
+            ok=done.converged,
+            memory=Memory(slope, done.rate, accepted),
+            memory_if_rejected=Memory(memory.slope, jnp.ones_like(done.rate), rejected),
+            stages=tuple(stages),
+            counts=jnp.stack(work),
+        )
+
+    def _with_derivatives(
+        self,
+        field: Field,
+        t: Array,
+        h: Array,
+        u: State,
+        slope: Vector | None,
+        solved: list[Vector],
+    ) -> tuple[list[Vector], Vector]:
+        """The stages and the end of the step."""
+        tableau = self.tableau
+        start = Coordinates(u).flatten(u)
+        stages = [] if slope is None else [h * slope]
+        end = start
+        for (a, c, _), z in zip(_implicit_stages(tableau), solved, strict=True):
+            base = _plus(start, a, stages)
+            at = t + (c * h).astype(t.dtype)
+            stages = [*stages, _with_derivative(tableau.gamma, field, u, z, at, h, base)]
+            end = base + tableau.gamma * stages[-1]
+        return stages, end if tableau.explicit_first else _plus(start, tableau.b, stages)
+
+    def _error(
+        self,
+        solved: _Solved,
+        coordinates: Coordinates,
+        stages: list[Vector],
+        u: State,
+        u_end: State,
+        norm: Norm,
+    ) -> Float[Array, ""]:
+        """The geometric mean of the error estimate and of W^-1 M/(gamma dt) times it.
+
+        The plain estimate overrates stiff components, which that filter damps (HW II, section
+        IV.8, equation (8.19)). The filtered one underrates components that are moderately stiff:
+        alone it loses two digits on HIRES, as the plain one takes twice the steps on Robertson's
+        problem. Under the filter algebraic components get the error that others cause in them.
+        """
+        assert self.tableau.b_error is not None
+        estimate = _plus(jnp.zeros_like(stages[0]), self.tableau.b_error, stages)
+        estimate = jax.lax.stop_gradient(estimate)
+        plain, filtered = (
+            norm(coordinates.unflatten(x), u, u_end) for x in (estimate, solved.filtered(estimate))
+        )
+        failed = jnp.where(solved.regular, _FAILED_ERROR, jnp.nan).astype(plain.dtype)
+        return jnp.where(solved.attempt.converged, jnp.sqrt(plain * filtered), failed)
+
+    def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:
+        """The coefficients of a polynomial in theta; see `evaluate_extension`."""
+        extension, coordinates = self.tableau.dense, Coordinates(u)
+        start = coordinates.flatten(u)
+        h, known = dt.astype(start.dtype), list(stages)
+        for a, c in zip(extension.a_extra, extension.c_extra, strict=True):
+            at = coordinates.unflatten(_plus(start, a, known))
+            known.append(h * coordinates.flatten(derivative(field, t + c * dt, at)))
+        columns = zip(*extension.weights, strict=True)
+        sums = [_plus(jnp.zeros_like(start), column, known) for column in columns]
+        return (u, *map(coordinates.unflatten, sums))
+
+    def interpolate(self, coefficients: PyTree, theta: Array) -> State:
+        return evaluate_extension(coefficients, theta)
+
+
+def _implicit_stages(
+    tableau: ESDIRKTableau,
+) -> Iterator[tuple[tuple[float, ...], float, tuple[float, ...]]]:
+    """Of each implicit stage its row of a, its node and its predictor."""
+    first = 1 if tableau.explicit_first else 0
+    return zip(tableau.a[first:], tableau.c[first:], tableau.predictor[first:], strict=True)
+
+
+class _StageSolver:
+    """Solves M z_i = dt f(t + c_i dt, u + sum_j a_ij z_j + gamma z_i), stage after stage.
+
+    Nothing here is differentiated.
+    """
+
+    def __init__(
+        self, tableau: ESDIRKTableau, field: Field, t: Array, h: Array, u: State, norm: Norm | None
+    ) -> None:
+        self.tableau, self.t, self.h = tableau, t, h
+        self.view = VectorField(field, u)
+        coordinates = self.view.coordinates
+        self.start = coordinates.flatten(u)
+        self.scale = 1 / (tableau.gamma * h)
+        if norm is None:
+            self.stop, self.size = Stop.at_rounding(coordinates.dtype), relative_size
+            return
+
+        def size(update: Vector, _: Vector) -> Float[Array, ""]:
+            return norm(coordinates.unflatten(update), u, u)
+
+        eps = float(jnp.finfo(coordinates.dtype).eps)
+        self.stop, self.size = Stop.at_tolerance(size(eps * self.start, self.start)), size
+
+    def solve(self, memory: Memory) -> _Solved:
+        if memory.matrices is not None:
+            return self._solve_with(memory, memory.matrices)
+        jacobian = self.jacobian()
+        inverse = factorize(self.view.shifted(self.scale, jacobian))
+        done = self.attempt(memory, inverse)
+        return _Solved(
+            attempt=done,
+            matrices=None,
+            work=_work(done, jnp.ones((), jnp.int32), jnp.ones((), jnp.int32)),
+            filtered=lambda x: inverse(self.scale * self.view.mass_times(x)),
+            regular=jnp.all(jnp.isfinite(jacobian)),
+        )
+
+    def _solve_with(self, memory: Memory, matrices: Matrices) -> _Solved:
+        """With matrices that are kept; should they not do, once more with new ones."""
+
+        def attempt(
+            state: tuple[Matrices, _Attempt, _Work],
+        ) -> tuple[Matrices, _Attempt, _Work]:
+            old, _, before = state
+            again = before.nf > 0
+            new, njac, nfactor = renewed(
+                old, self.scale, self.jacobian, self.view.shifted, old.outdated | again
+            )
+            done = self.attempt(memory, lambda b: new.solve(self.scale, b))
+            work = _work(done, njac, nfactor)
+            return new, done, _Work(*(x + y for x, y in zip(before, work, strict=True)))
+
+        def unsettled(state: tuple[Matrices, _Attempt, _Work]) -> Array:
+            matrices, done, work = state
+            return (work.nf == 0) | (~done.converged & ~matrices.current)
+
+        zero = jnp.zeros((), jnp.int32)
+        count = self.tableau.stages - (1 if self.tableau.explicit_first else 0)
+        blank = _Attempt(
+            [jnp.zeros_like(self.start)] * count,
+            jnp.zeros((), bool),
+            memory.rate,
+            memory.rate,
+            zero,
+        )
+        state = matrices, blank, _Work(*[zero] * len(_Work._fields))
+        matrices, done, work = jax.lax.while_loop(unsettled, attempt, state)
+        return _Solved(
+            attempt=done,
+            matrices=matrices,
+            work=work,
+            filtered=lambda x: matrices.solve(
+                matrices.scale, matrices.scale * self.view.mass_times(x)
+            ),
+            regular=jnp.all(jnp.isfinite(matrices.jacobian)),
+        )
+
+    def jacobian(self) -> Matrix:
+        return self.view.value_and_jacobian(self.t, self.start)[1]
+
+    def attempt(self, memory: Memory, solve: Callable[[Vector], Vector]) -> _Attempt:
+        tableau, gamma, view, h = self.tableau, self.tableau.gamma, self.view, self.h
+        known = [] if memory.slope is None else [h * memory.slope]
+        first = len(known)
+        converged, rate = jnp.ones((), bool), memory.rate
+        slowest, iterations = jnp.zeros_like(rate), jnp.zeros((), jnp.int32)
+        for a, c, predictor in _implicit_stages(tableau):
+            base = _plus(self.start, a, known)
+            residual = _residual(view, gamma, self.t + (c * h).astype(self.t.dtype), h, base)
+            result = newton(
+                residual,
+                lambda r: solve(r) / gamma,
+                lambda update, z, base=base: self.size(gamma * update, base + gamma * z),
+                _plus(jnp.zeros_like(base), predictor, known),
+                rate,
+                self.stop,
+            )
+            known = [*known, result.x]
+            converged, rate = converged & result.converged, result.rate
+            slowest = jnp.maximum(slowest, rate)
+            iterations = iterations + result.iterations
+        return _Attempt(known[first:], converged, rate, slowest, iterations)
+
+
+def _residual(
+    view: VectorField, gamma: float, t: Array, h: Array, base: Vector
+) -> Callable[[Vector], Vector]:
+    return lambda z: view.f(t, base + gamma * z) - view.mass_times(z) / h
+
+
+def _with_derivative(
+    gamma: float, field: Field, u: State, z: Vector, t: Array, h: Array, base: Vector
+) -> Vector:
+    """A stage with the derivative of the solution of its equation."""
+    leaves, structure = jtu.tree_flatten(field)
+
+    def view(leaves: tuple[Array, ...]) -> VectorField:
+        return VectorField(jtu.tree_unflatten(structure, leaves), u)
+
+    def residual(z: Vector, t: Array, h: Array, base: Vector, *leaves: Array) -> Vector:
+        return _residual(view(leaves), gamma, t, h, base)(z)
+
+    def jacobian(z: Vector, t: Array, h: Array, base: Vector, *leaves: Array) -> Matrix:
+        _, at_stage = view(leaves).value_and_jacobian(t, base + gamma * z)
+        return gamma * view(leaves).shifted(1 / (gamma * h), at_stage)
+
+    return implicit_solution(residual, jacobian, z, [t, h, base, *leaves])
+
+
+def _work(done: _Attempt, njac: Array, nfactor: Array) -> _Work:
+    failed = (~done.converged).astype(jnp.int32)
+    return _Work(done.iterations, njac, nfactor, done.iterations, failed)
+
+
+def _handed_on(solved: _Solved) -> tuple[Matrices | None, Matrices | None]:
+    """The matrices for the next step, and for another attempt at this one."""
+    matrices = solved.matrices
+    if matrices is None:
+        return None, None
+    slow = solved.attempt.slowest > _SLOW
+    accepted = matrices._replace(current=jnp.zeros_like(matrices.current), outdated=slow)
+    return accepted, matrices
+
+
+def _plus(x: Vector, weights: tuple[float, ...], stages: list[Vector]) -> Vector:
+    """`x` plus the weighted sum of the stages."""
+    total = combine(weights, stages)
+    return x if total is None else x + total
