@@ -12,8 +12,10 @@ from .solution import ReturnCode, Solution, SolveError, concrete
 _CURES = {
     ReturnCode.max_steps: "raise max_steps, or loosen the tolerances",
     ReturnCode.dt_underflow: "check for a singularity there, or loosen the tolerances",
-    ReturnCode.newton_failed: "check jac, if you gave one, and f for kinks; use a smaller dt, or for a "
-    "steady state a better guess (u0)",
+    ReturnCode.newton_failed: (
+        "check jac, if you gave one, and f for kinks; use a smaller dt, or for a steady state a "
+        "better guess (u0)"
+    ),
     ReturnCode.unstable: "check f for values that are not finite, or use a smaller dt",
 }
 # The share of its stability interval at which an explicit method counts as held back by it
