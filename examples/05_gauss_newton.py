@@ -3,9 +3,9 @@
 The four rates of Lotka-Volterra are fitted to noisy counts of rabbits and wolves. Both Newton
 methods find their steps by conjugate gradients, which ask only for products with a curvature:
 J^T J v is a tangent through the solve and a cotangent back, H v the tangent of a gradient. A step
-that makes things worse is taken back, and the damping of Levenberg and Marquardt raised. H need
-not be positive definite far from the answer: there Newton-CG is easily led elsewhere, where
-Gauss-Newton still finds it.
+that makes things worse is taken back, and the damping of Levenberg and Marquardt raised. Both want
+a start that is not too far away, Newton-CG more so: far from the answer H need not be positive
+definite.
 """
 
 import time

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -225,6 +226,30 @@ def test_memory_grows_as_the_square_root() -> None:
     # A tape of every step holds (t, dt, u) a step: for 16,384 steps of 100 numbers, 13 MB.
     assert tape >= 128 * 128 * 100 * 8
     assert large < tape / 20
+
+
+def test_memory_of_a_network_gradient() -> None:
+    """50,000 parameters: the tape, one step's activations and few copies of the parameters."""
+    net = eqx.nn.MLP(2, 2, 220, 2, activation=jnp.tanh, key=jax.random.key(0))
+    arrays, static = eqx.partition(net, eqx.is_array)
+    size = sum(x.nbytes for x in jax.tree.leaves(arrays))
+    u0 = jnp.asarray([1.0, 0.0])
+
+    def temporary(steps: int) -> int:
+        def loss(arrays: Any) -> jax.Array:
+            prob = dj.ODEProblem(
+                lambda u, net, t: net(u), u0, (0.0, 1.0), eqx.combine(arrays, static)
+            )
+            return jnp.sum(dj.solve(prob, dj.Tsit5(), saveat=0.1, max_steps=steps).u ** 2)
+
+        compiled = jax.jit(jax.grad(loss)).lower(arrays).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    short, long = temporary(100), temporary(1000)
+    row, activations = 4 * 8, 7 * 4 * 220 * 8
+    assert short < 100 * row + activations + 4 * size
+    # Flat but for the rows of the tape.
+    assert long - short < 1.1 * 900 * row
 
 
 def test_memory_of_a_solve_does_not_grow() -> None:
