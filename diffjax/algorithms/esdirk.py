@@ -19,9 +19,9 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..linear.coordinates import Coordinates
-from ..linear.dense import INVERTED, factorize
-from ..linear.newton import Stop, implicit_solution, newton, relative_size
-from ..linear.reuse import Matrices, renewed
+from ..linear.dense import factorize
+from ..linear.newton import Stop, implicit_solution, newton, relative_size, trusted
+from ..linear.reuse import KEPT, Matrices, renewed
 from .base import Algorithm, Field, Norm, State, StepResult
 from .implicit import VectorField, derivative
 from .stages import combine, evaluate_extension
@@ -33,7 +33,7 @@ Matrix = Float[Array, "n n"]
 # The error of a step whose iteration failed although the vector field is finite.
 _FAILED_ERROR = 2.0
 # Iterations whose updates shrink by less than this are slow enough to want a new Jacobian.
-_SLOW = 0.2
+_SLOW = 0.05
 
 
 class Memory(NamedTuple):
@@ -130,7 +130,7 @@ class ESDIRK(Algorithm):
         slope = None
         if self.tableau.explicit_first:
             slope = coordinates.flatten(derivative(field, t, u))
-        matrices = Matrices.none(n, dtype) if n > INVERTED else None
+        matrices = Matrices.none(n, dtype) if n > KEPT else None
         return Memory(slope, jnp.ones((), dtype), matrices)
 
     def step(
@@ -316,7 +316,7 @@ class _StageSolver:
         tableau, gamma, view, h = self.tableau, self.tableau.gamma, self.view, self.h
         known = [] if memory.slope is None else [h * memory.slope]
         first = len(known)
-        converged, rate = jnp.ones((), bool), memory.rate
+        converged, rate = jnp.ones((), bool), trusted(memory.rate)
         slowest, iterations = jnp.zeros_like(rate), jnp.zeros((), jnp.int32)
         for a, c, predictor in _implicit_stages(tableau):
             base = _plus(self.start, a, known)
