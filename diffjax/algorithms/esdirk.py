@@ -40,7 +40,7 @@ class Memory(NamedTuple):
     """What a step hands to the next.
 
     - `slope`: the derivative at its end; None if the first stage is implicit.
-    - `rate`: by which the updates of its last Newton iteration shrank.
+    - `rate`: by which the updates of its slowest Newton iteration shrank.
     - `matrices`: None where they are too small to be worth it.
     """
 
@@ -62,13 +62,12 @@ class _Work(NamedTuple):
 class _Attempt(NamedTuple):
     """The implicit stages of a step, without derivative, and what led to them.
 
-    `slowest` is the slowest rate of their iterations, `rate` the last.
+    `rate` is the slowest of those of their iterations that were measured, `iterations` how many.
     """
 
     stages: list[Vector]
     converged: Bool[Array, ""]
     rate: Float[Array, ""]
-    slowest: Float[Array, ""]
     iterations: Int[Array, ""]
 
 
@@ -201,8 +200,7 @@ class ESDIRK(Algorithm):
         estimate = _plus(jnp.zeros_like(stages[0]), self.tableau.b_error, stages)
         estimate = jax.lax.stop_gradient(estimate)
         plain, filtered = (
-            norm(coordinates.unflatten(x), u, u_end)
-            for x in (estimate, solved.filtered(estimate))
+            norm(coordinates.unflatten(x), u, u_end) for x in (estimate, solved.filtered(estimate))
         )
         failed = jnp.where(solved.regular, _FAILED_ERROR, jnp.nan).astype(plain.dtype)
         return jnp.where(solved.attempt.converged, jnp.sqrt(plain * filtered), failed)
@@ -294,7 +292,6 @@ class _StageSolver:
             [jnp.zeros_like(self.start)] * count,
             jnp.zeros((), bool),
             memory.rate,
-            memory.rate,
             zero,
         )
         state = matrices, blank, _Work(*[zero] * len(_Work._fields))
@@ -316,8 +313,8 @@ class _StageSolver:
         tableau, gamma, view, h = self.tableau, self.tableau.gamma, self.view, self.h
         known = [] if memory.slope is None else [h * memory.slope]
         first = len(known)
-        converged, rate = jnp.ones((), bool), trusted(memory.rate)
-        slowest, iterations = jnp.zeros_like(rate), jnp.zeros((), jnp.int32)
+        converged, measured = jnp.ones((), bool), jnp.zeros((), bool)
+        rate, iterations = trusted(memory.rate), jnp.zeros((), jnp.int32)
         for a, c, predictor in _implicit_stages(tableau):
             base = _plus(self.start, a, known)
             residual = _residual(view, gamma, self.t + (c * h).astype(self.t.dtype), h, base)
@@ -330,10 +327,11 @@ class _StageSolver:
                 self.stop,
             )
             known = [*known, result.x]
-            converged, rate = converged & result.converged, result.rate
-            slowest = jnp.maximum(slowest, rate)
+            converged = converged & result.converged
+            rate = jnp.where(measured, jnp.maximum(rate, result.rate), result.rate)
+            measured = measured | (result.iterations > 1)
             iterations = iterations + result.iterations
-        return _Attempt(known[first:], converged, rate, slowest, iterations)
+        return _Attempt(known[first:], converged, rate, iterations)
 
 
 def _residual(
@@ -371,7 +369,7 @@ def _handed_on(solved: _Solved) -> tuple[Matrices | None, Matrices | None]:
     matrices = solved.matrices
     if matrices is None:
         return None, None
-    slow = solved.attempt.slowest > _SLOW
+    slow = solved.attempt.rate > _SLOW
     accepted = matrices._replace(current=jnp.zeros_like(matrices.current), outdated=slow)
     return accepted, matrices
 
