@@ -74,12 +74,31 @@ METHODS = [
     Method(dj.Rodas5P, 5, 4, 8, False, 0, True, _FIFTH, _MIDDLE, False),
 ]
 
-BY_NAME = {method.name: method for method in METHODS}
+# Methods that iterate: how many evaluations a step takes is not known beforehand, so that tests of
+# work over METHODS do not take them; `evaluations` counts the stages that are solved for. Their
+# tests are in `test_esdirk.py`, with one program a method.
+ESDIRK_METHODS = [
+    Method(dj.ImplicitEuler, 1, 1, 1, True, 0, True, (64, 128, 256), _SHORT, False),
+    Method(dj.ImplicitMidpoint, 2, 2, 1, False, 2, False, _SECOND, _SHORT, False),
+    Method(dj.Trapezoid, 2, 2, 1, True, 0, False, _SECOND, _SHORT, False),
+    Method(dj.TRBDF2, 2, 2, 2, True, 0, True, _SECOND, _SHORT, False),
+    Method(dj.Kvaerno3, 3, 3, 3, True, 0, True, _THIRD, _SHORT, False),
+    Method(dj.KenCarp3, 3, 3, 3, True, 0, True, _THIRD, _SHORT, False),
+    Method(dj.Kvaerno4, 4, 3, 4, True, 0, True, _THIRD, _SHORT, False),
+    Method(dj.KenCarp4, 4, 3, 5, True, 0, True, _THIRD, _SHORT, False),
+    Method(dj.KenCarp47, 4, 4, 6, True, 0, True, _THIRD, _SHORT, False),
+    Method(dj.Kvaerno5, 5, 4, 6, True, 0, True, _FIFTH, _MIDDLE, False),
+    Method(dj.KenCarp5, 5, 4, 7, True, 0, True, _FIFTH, _MIDDLE, False),
+    Method(dj.KenCarp58, 5, 4, 7, True, 0, True, _FIFTH, _MIDDLE, False),
+]
+
+BY_NAME = {method.name: method for method in [*METHODS, *ESDIRK_METHODS]}
 
 EVERY_METHOD = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 EVERY_ROSENBROCK_METHOD = pytest.mark.parametrize(
     "method", [m for m in METHODS if not m.explicit], ids=lambda m: m.name
 )
+EVERY_ESDIRK_METHOD = pytest.mark.parametrize("method", ESDIRK_METHODS, ids=lambda m: m.name)
 EVERY_ADAPTIVE_METHOD = pytest.mark.parametrize(
     "method", [m for m in METHODS if m.adaptive], ids=lambda m: m.name
 )

@@ -114,6 +114,18 @@ def test_dense_order(tableau: ESDIRKTableau) -> None:
     np.testing.assert_allclose(weights.sum(axis=1)[s:], 0, rtol=0, atol=MET)
 
 
+@EMBEDDED
+def test_dense_is_bounded_for_stiff_components(tableau: ESDIRKTableau) -> None:
+    """At every theta R(z) goes on to a limit: Hermite interpolation would grow with z."""
+    a, weights = matrix(tableau), np.array(tableau.dense.weights)
+    ones = np.ones(tableau.stages)
+    for theta in (0.1, 0.5, 0.9):
+        b = weights @ (theta * chebvander(2 * theta - 1, weights.shape[1] - 1)[0])
+        for z in (-1e4, -1e8):
+            value = 1 + z * b @ np.linalg.solve(np.eye(len(b)) - z * a, ones)
+            assert abs(value) < 3
+
+
 @TABLEAUS
 def test_dense_is_tame(tableau: ESDIRKTableau) -> None:
     """Its weights stay as small as the method's own, or rounding would be seen between steps."""

@@ -19,9 +19,9 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..linear.coordinates import Coordinates
-from ..linear.dense import INVERTED, factorize
-from ..linear.newton import Stop, implicit_solution, newton, relative_size
-from ..linear.reuse import Matrices, renewed
+from ..linear.dense import factorize
+from ..linear.newton import Stop, implicit_solution, newton, relative_size, trusted
+from ..linear.reuse import KEPT, Matrices, renewed
 from .base import Algorithm, Field, Norm, State, StepResult
 from .implicit import VectorField, derivative
 from .stages import combine, evaluate_extension
@@ -33,14 +33,14 @@ Matrix = Float[Array, "n n"]
 # The error of a step whose iteration failed although the vector field is finite.
 _FAILED_ERROR = 2.0
 # Iterations whose updates shrink by less than this are slow enough to want a new Jacobian.
-_SLOW = 0.2
+_SLOW = 0.05
 
 
 class Memory(NamedTuple):
     """What a step hands to the next.
 
     - `slope`: the derivative at its end; None if the first stage is implicit.
-    - `rate`: by which the updates of its last Newton iteration shrank.
+    - `rate`: by which the updates of its slowest Newton iteration shrank.
     - `matrices`: None where they are too small to be worth it.
     """
 
@@ -62,13 +62,12 @@ class _Work(NamedTuple):
 class _Attempt(NamedTuple):
     """The implicit stages of a step, without derivative, and what led to them.
 
-    `slowest` is the slowest rate of their iterations, `rate` the last.
+    `rate` is the slowest of those of their iterations that were measured, `iterations` how many.
     """
 
     stages: list[Vector]
     converged: Bool[Array, ""]
     rate: Float[Array, ""]
-    slowest: Float[Array, ""]
     iterations: Int[Array, ""]
 
 
@@ -130,7 +129,7 @@ class ESDIRK(Algorithm):
         slope = None
         if self.tableau.explicit_first:
             slope = coordinates.flatten(derivative(field, t, u))
-        matrices = Matrices.none(n, dtype) if n > INVERTED else None
+        matrices = Matrices.none(n, dtype) if n > KEPT else None
         return Memory(slope, jnp.ones((), dtype), matrices)
 
     def step(
@@ -293,7 +292,6 @@ class _StageSolver:
             [jnp.zeros_like(self.start)] * count,
             jnp.zeros((), bool),
             memory.rate,
-            memory.rate,
             zero,
         )
         state = matrices, blank, _Work(*[zero] * len(_Work._fields))
@@ -315,8 +313,8 @@ class _StageSolver:
         tableau, gamma, view, h = self.tableau, self.tableau.gamma, self.view, self.h
         known = [] if memory.slope is None else [h * memory.slope]
         first = len(known)
-        converged, rate = jnp.ones((), bool), memory.rate
-        slowest, iterations = jnp.zeros_like(rate), jnp.zeros((), jnp.int32)
+        converged, measured = jnp.ones((), bool), jnp.zeros((), bool)
+        rate, iterations = trusted(memory.rate), jnp.zeros((), jnp.int32)
         for a, c, predictor in _implicit_stages(tableau):
             base = _plus(self.start, a, known)
             residual = _residual(view, gamma, self.t + (c * h).astype(self.t.dtype), h, base)
@@ -329,10 +327,11 @@ class _StageSolver:
                 self.stop,
             )
             known = [*known, result.x]
-            converged, rate = converged & result.converged, result.rate
-            slowest = jnp.maximum(slowest, rate)
+            converged = converged & result.converged
+            rate = jnp.where(measured, jnp.maximum(rate, result.rate), result.rate)
+            measured = measured | (result.iterations > 1)
             iterations = iterations + result.iterations
-        return _Attempt(known[first:], converged, rate, slowest, iterations)
+        return _Attempt(known[first:], converged, rate, iterations)
 
 
 def _residual(
@@ -370,7 +369,7 @@ def _handed_on(solved: _Solved) -> tuple[Matrices | None, Matrices | None]:
     matrices = solved.matrices
     if matrices is None:
         return None, None
-    slow = solved.attempt.slowest > _SLOW
+    slow = solved.attempt.rate > _SLOW
     accepted = matrices._replace(current=jnp.zeros_like(matrices.current), outdated=slow)
     return accepted, matrices
 

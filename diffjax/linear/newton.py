@@ -21,7 +21,7 @@ Vector = Float[Array, " n"]
 Matrix = Float[Array, "n n"]
 
 # HW II, section IV.8: the error that may be left, in units of the tolerance, the most iterations,
-# and the power by which the rate of one solve is trusted in the next.
+# and the power to which the rate of one step is trusted in the next.
 LEFT = 0.01
 MOST = 10
 TRUST = 0.8
@@ -87,6 +87,11 @@ class _Carry(NamedTuple):
     failed: Bool[Array, ""]
 
 
+def trusted(rate: Float[Array, ""]) -> Float[Array, ""]:
+    """The rate to start with in another step, which has another matrix."""
+    return jnp.maximum(rate, float(jnp.finfo(rate.dtype).eps)) ** TRUST
+
+
 def relative_size(update: Vector, x: Vector) -> Float[Array, ""]:
     """The largest update relative to its component, or to rounding of the largest component."""
     size = jnp.abs(x)
@@ -134,9 +139,8 @@ def newton(
             failed |= later & (~shrinks | (left * rate**remaining > stop.left))
         return _Carry(x, size, rate, iterations, converged, failed & ~converged)
 
-    start_rate = jnp.maximum(rate, float(jnp.finfo(rate.dtype).eps)) ** TRUST
     no = jnp.zeros((), bool)
-    carry = _Carry(start, one, start_rate, jnp.zeros((), jnp.int32), no, no)
+    carry = _Carry(start, one, rate, jnp.zeros((), jnp.int32), no, no)
     carry = jax.lax.while_loop(lambda c: ~(c.converged | c.failed), iterate, carry)
     return NewtonResult(carry.x, carry.converged, carry.rate, carry.iterations)
 

@@ -1,9 +1,8 @@
 """What a singly diagonally implicit Runge-Kutta method is, as numbers.
 
 Only the coefficients below the diagonal are written down: the diagonal is one number, but for a
-first stage that may be explicit. Where authors give no continuous extension of the method's order,
-or one that costs stages, there is one here: cubic Hermite interpolation, for methods of order four
-and five with a bump that makes it of order four.
+first stage that may be explicit. The continuous extensions are derived here, from conditions that
+those of the literature do not all meet (`stiff_extension`).
 """
 
 from collections.abc import Sequence
@@ -65,10 +64,13 @@ def esdirk(
     b_hat: str | Sequence[float],
     error_order: int,
     dense_order: int,
+    *,
+    stiff_cubics: bool = False,
 ) -> ESDIRKTableau:
     """A stiffly accurate method with an explicit first stage.
 
-    `rows` are those of a from the second on, without the diagonal; the last one is b.
+    `rows` are those of a from the second on, without the diagonal; the last one is b. For
+    `dense_order` and `stiff_cubics` see `stiff_extension`.
     """
     a = ((), *(numbers(row) for row in rows))
     gamma = float(gamma)
@@ -82,7 +84,7 @@ def esdirk(
         b=b,
         c=c,
         predictor=extrapolation(c),
-        dense=hermite_extension(a, b, c, gamma, dense_order),
+        dense=stiff_extension(a, b, c, gamma, dense_order, stiff_cubics=stiff_cubics),
         b_error=tuple(x - y for x, y in zip(b, numbers(b_hat), strict=True)),
         error_order=error_order,
     )
@@ -109,40 +111,46 @@ def extrapolation(c: Sequence[float]) -> Rows:
     return tuple(rows)
 
 
-def hermite_extension(
-    a: Rows, b: Sequence[float], c: Sequence[float], gamma: float, order: int
+def stiff_extension(
+    a: Rows,
+    b: Sequence[float],
+    c: Sequence[float],
+    gamma: float,
+    order: int,
+    *,
+    stiff_cubics: bool,
 ) -> DenseTableau:
-    """Cubic Hermite interpolation plus theta^2 (1 - theta)^2 sum_i d_i z_i.
+    """An extension of order 2 to 4 that stays bounded for stiff components, and ends on `b`.
 
-    The first stage is the derivative at the start, the last one that at the end. Hermite's error
-    begins with theta^2 (1 - theta)^2 dt^4 u''''/24, which for order four the d_i have to give. For
-    methods of stage order two that means, besides the sums with 1, c and c^2 being zero,
+    Weights `b_i(theta)` that are polynomials of degree `order` have to meet, for methods of stage
+    order two, the conditions sum b c^k = theta^(k+1)/(k+1), and sum b a c^2 = theta^4/12.
 
-        sum d c^3 = 1/4,    sum d a c^2 = 1/12.
-
-    In the stiff limit z = a^-1 (Y - u), with stages Y on the solution; an extension that is exact
-    there for cubics has sum d a^-1 c^3 = 0 (over the implicit stages). It is met as well as the
-    number of stages allows, and of all solutions the smallest is taken.
+    In the stiff limit the implicit stages are z = a^-1 (Y - u - a_1 z_1), with a over the implicit
+    stages and a_1 its first column, and z_1 = dt lambda u is unbounded: its weight in all has to
+    vanish, b_1 = sum b a^-1 a_1, which Hermite interpolation does not meet. An extension that is
+    exact there for cubics meets sum b a^-1 c^3 = theta^3 as well, which methods with stages enough for
+    it are asked for (`stiff_cubics`). Of all solutions the smallest is taken.
     """
-    zero = Fraction(0)
-    weights = [[zero, 3 * Fraction(w), -2 * Fraction(w)] for w in b]
-    for stage, polynomial in ((0, (1, -2, 1)), (-1, (0, -1, 1))):
-        weights[stage] = [w + q for w, q in zip(weights[stage], polynomial, strict=True)]
-    if order == 4:
-        bump = [Fraction(d) for d in _bump(a, np.array(c), gamma)]
-        weights = [[w[0], w[1] + d, w[2] - 2 * d, d] for w, d in zip(weights, bump, strict=True)]
-    return DenseTableau(order, from_monomials(*weights))
-
-
-def _bump(a: Rows, c: np.ndarray, gamma: float) -> np.ndarray:
-    s = len(c)
+    s, nodes = len(c), np.array(c)
     full = np.diag([0.0] + [gamma] * (s - 1))
     for i, row in enumerate(a):
         full[i, :i] = row
-    stiff = np.concatenate([[0.0], np.linalg.solve(full[1:, 1:], c[1:] ** 3)])
-    conditions = np.array([np.ones(s), c, c**2, c**3, full @ c**2])
-    targets = np.array([0.0, 0.0, 0.0, 1 / 4, 1 / 12])
-    both = np.vstack([conditions, stiff])
-    if np.linalg.matrix_rank(both, 1e-6) > np.linalg.matrix_rank(conditions, 1e-6):
-        conditions, targets = both, np.append(targets, 0.0)
-    return np.linalg.lstsq(conditions, targets, rcond=1e-9)[0]
+    inverse = np.linalg.inv(full[1:, 1:])
+    bounded = np.concatenate([[-1.0], inverse @ full[1:, 0]])
+    cubic = np.concatenate([[0.0], inverse @ nodes[1:] ** 3])
+    # Each condition with the power of theta that it stands beside and the factor there.
+    conditions = [(nodes ** (k - 1), k, 1 / k) for k in range(1, order + 1)]
+    conditions.append((bounded, 0, 0.0))
+    if order == 4:
+        conditions.append((full @ nodes**2, 4, 1 / 12))
+    if stiff_cubics:
+        conditions.append((cubic, 3, 1.0))
+    rows, targets = [], []
+    for power in range(1, order + 1):
+        for functional, at, value in conditions:
+            rows.append(np.kron(np.eye(order)[power - 1], functional))
+            targets.append(value if at == power else 0.0)
+    ends = np.kron(np.ones((1, order)), np.eye(s))
+    matrix, right = np.vstack([*rows, ends]), np.concatenate([targets, b])
+    weights = np.linalg.lstsq(matrix, right, rcond=1e-10)[0].reshape(order, s)
+    return DenseTableau(order, from_monomials(*([Fraction(w) for w in row] for row in weights.T)))

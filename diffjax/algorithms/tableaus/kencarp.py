@@ -40,7 +40,8 @@ KENCARP4 = esdirk(
     "4586570599/29645900160 0 178811875/945068544 814220225/1159782912 -3700637/11593932 "
     "61727/225920",
     error_order=3,
-    dense_order=4,
+    dense_order=3,
+    stiff_cubics=True,
 )
 
 KENCARP5 = esdirk(
@@ -64,6 +65,7 @@ KENCARP5 = esdirk(
     "-33438840321285/15594753105479 3629800801594/4656183773603 4035322873751/18575991585200",
     error_order=4,
     dense_order=4,
+    stiff_cubics=True,
 )
 
 KENCARP47 = esdirk(
@@ -108,4 +110,5 @@ KENCARP58 = esdirk(
     "5551607622171/13911031047899 -5266607656330/36788968843917 1074053359553/5740751784926",
     error_order=4,
     dense_order=4,
+    stiff_cubics=True,
 )

@@ -8,7 +8,7 @@ section IV.3; Hosea, Shampine, Analysis and implementation of TR-BDF2, Applied N
 from math import sqrt
 
 from .base import DenseTableau, from_monomials
-from .esdirk import ESDIRKTableau, esdirk, hermite_extension
+from .esdirk import ESDIRKTableau, esdirk
 
 # HW II, equation IV.3.5 with theta = 1. The derivative at the start only estimates the error, as
 # the difference to the trapezoidal rule; the iteration starts from the state itself, since that
@@ -45,17 +45,16 @@ IMPLICIT_MIDPOINT = ESDIRKTableau(
     ),
 )
 
-# HW II, equation IV.3.8: Lobatto IIIA with two stages.
-_TRAPEZOID_A = ((), (1 / 2,))
+# HW II, equation IV.3.8: Lobatto IIIA with two stages; its extension is the collocation polynomial.
 TRAPEZOID = ESDIRKTableau(
     name="Trapezoid",
     order=2,
     gamma=1 / 2,
-    a=_TRAPEZOID_A,
+    a=((), (1 / 2,)),
     b=(1 / 2, 1 / 2),
     c=(0.0, 1.0),
     predictor=((), (1.0,)),
-    dense=hermite_extension(_TRAPEZOID_A, (1 / 2, 1 / 2), (0.0, 1.0), 1 / 2, 2),
+    dense=DenseTableau(order=2, weights=from_monomials("1 -1/2", "0 1/2")),
 )
 
 # Hosea and Shampine 1996, table 1: gamma = 2 - sqrt(2), d = gamma/2, w = sqrt(2)/4.
