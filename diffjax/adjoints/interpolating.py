@@ -15,7 +15,7 @@ from ..stepping.plan import Inputs, Plan, Settings
 from ..stepping.tape import Snapshots, Tape
 from .continuous import Backward, ContinuousAdjoint, Recorded, Sweep, recorded
 from .discrete import solve_by_replay
-from .replay import Row, max_of, read
+from .replay import Row, Spare, max_of, read
 
 
 class RecordedAdjoint(ContinuousAdjoint):
@@ -98,6 +98,7 @@ class OnRecord(Backward):
 
     def over(self, tape: Tape, carry: Sweep) -> Sweep:
         """Backwards over the steps of a tape; lanes of many each at a step of their own."""
+        spare = Spare.of(tape)
 
         def left(state: tuple[Array, Sweep]) -> Array:
             k, carry = state
@@ -105,7 +106,7 @@ class OnRecord(Backward):
 
         def back(state: tuple[Array, Sweep]) -> tuple[Array, Sweep]:
             k, carry = state
-            row = read(tape, jnp.maximum(k, 0), jnp.zeros((), jnp.int32))
+            row = read(tape, jnp.maximum(k, 0), jnp.zeros((), jnp.int32), spare)
             carry = self.through(row, carry)
             done = (carry.steps.t >= -row.t) | ~row.active
             return k - (done & left(state)).astype(jnp.int32), carry

@@ -56,20 +56,34 @@ class Inside(NamedTuple):
     dt: Array | None
 
 
-def read(tape: Tape, k: Array, first: Array) -> Row:
+class Spare(NamedTuple):
+    """A step that can be taken for certain: the first accepted one. It is replayed, and thrown
+    away, in place of rows that are none; where the field is not defined or cannot be solved it
+    would spoil the derivatives that lanes share, since a NaN times zero is one."""
+
+    t: Array
+    t_next: Array
+    dt: Array
+    u: PyTree
+
+    @staticmethod
+    def of(tape: Tape) -> "Spare":
+        k = jnp.argmax(tape.dt != 0)
+        # Of a lane without any accepted row nothing is known.
+        dt = jnp.where(tape.dt[k] != 0, tape.dt[k], 1)
+        return Spare(tape.t[k], tape.t[k + 1], dt, jtu.tree_map(lambda x: x[k], tape.u))
+
+
+def read(tape: Tape, k: Array, first: Array, spare: Spare) -> Row:
     """Row k of a tape whose rows are numbered from `first`."""
     active = (tape.dt[k] != 0) & (k < tape.used)
-    # A row that is not there is replayed as a step of mean length from the start and thrown away:
-    # f must be defined where it is replayed, or it would spoil the derivatives that lanes share.
-    mean = (tape.t[tape.used] - tape.t[0]) / jnp.maximum(tape.used, 1).astype(tape.t.dtype)
-    idle = jax.lax.stop_gradient(jnp.where(mean > 0, mean, 1))
     return Row(
         number=k + first,
-        t=tape.t[k],
-        t_next=tape.t[k + 1],
-        dt=jnp.where(active, tape.dt[k], idle),
-        u=jtu.tree_map(lambda x: jnp.where(active, x[k], x[0]), tape.u),
-        landed=None if tape.landed is None else tape.landed[k],
+        t=jnp.where(active, tape.t[k], spare.t),
+        t_next=jnp.where(active, tape.t[k + 1], spare.t_next),
+        dt=jnp.where(active, tape.dt[k], spare.dt),
+        u=jtu.tree_map(lambda x, other: jnp.where(active, x[k], other), tape.u, spare.u),
+        landed=None if tape.landed is None else jnp.where(active, tape.landed[k], -1),
         active=active,
     )
 
@@ -88,7 +102,7 @@ class Steps:
     def step(self, start: Point, inputs: Inputs, row: Row, inside: bool) -> tuple[Point, Inside]:
         """From the start of a step to its end, and what its saves need if `inside`."""
         alg, field = self.plan.alg, self.plan.field(inputs)
-        t, dt, end = self._schedule(start, inputs, row)
+        t, dt, end = self.schedule(start, inputs, row)
         memory = alg.init(field, t, start.u)
         result = alg.step(field, t, dt, start.u, memory, None)
         coefficients = alg.dense(field, t, dt, start.u, result.stages) if inside else None
@@ -96,7 +110,7 @@ class Steps:
             return Point(result.u, None), Inside(coefficients, None, None)
         return Point(result.u, end), Inside(coefficients, t, dt)
 
-    def _schedule(self, start: Point, inputs: Inputs, row: Row) -> tuple[Array, Array, Array]:
+    def schedule(self, start: Point, inputs: Inputs, row: Row) -> tuple[Array, Array, Array]:
         if not self.times:
             return row.t, row.dt, row.t_next
         if self.plan.controller is None:

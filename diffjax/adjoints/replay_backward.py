@@ -28,6 +28,7 @@ from .replay import (
     Replay,
     Residuals,
     Row,
+    Spare,
     add,
     any_of,
     masked,
@@ -46,7 +47,7 @@ class _Carry(NamedTuple):
     j: Array | None
 
 
-class _Backward:
+class Retreat:
     def __init__(
         self,
         replay: Replay,
@@ -89,7 +90,7 @@ class _Backward:
             like = self.lanes(lambda u: jtu.tree_map(lambda x: x[0], u), True)(record.u)
         else:
             like = self.lanes(lambda u: jtu.tree_map(lambda x: x[0], u), True)(record.carry.u)
-        u = _given(given.u_end, like)
+        u = given_or_zero(given.u_end, like)
         t = None
         if self.steps.times:
             t = jnp.zeros(self._lane_shape(), self.inputs.t0.dtype)
@@ -241,11 +242,11 @@ class _Backward:
             tape, first = self.lanes(make, True, self.flags, True)(
                 residuals.record, residuals.leaves, residuals.settings
             )
-        used = max_of(tape.used)
+        used, spare = max_of(tape.used), self.lanes(Spare.of, True)(tape)
 
         def one(i: Array, carry: _Carry) -> _Carry:
             k = used - 1 - i
-            row = self.lanes(read, True, False, True)(tape, k, first)
+            row = self.lanes(read, True, False, True, True)(tape, k, first, spare)
             carry = self.retreat(carry, row)
             if self.replay.recorded and full:
                 carry = carry._replace(point=self._from_tape(carry.point, k, row.active))
@@ -328,7 +329,7 @@ class _Backward:
         return x if have == want else self.lanes.reduce(self.lanes.fill(x, have, have), want)
 
 
-def _given(cotangents: PyTree, like: PyTree) -> PyTree:
+def given_or_zero(cotangents: PyTree, like: PyTree) -> PyTree:
     """Cotangents with zeros for those that are known to be zero."""
     leaves, structure = jtu.tree_flatten(like)
     given = jtu.tree_leaves(cotangents, is_leaf=lambda x: x is None)
@@ -352,7 +353,7 @@ def replay_backward(
     def run(residuals: Sequence[Array], given: Sequence[Array]) -> list[Array]:
         cts = iter(given)
         full = [None if ct is None else next(cts) for ct in cotangents]
-        return _Backward(replay, levels, residuals, full).run()
+        return Retreat(replay, levels, residuals, full).run()
 
     given = [ct for ct in cotangents if ct is not None]
     return one_or_many(run, run, list(residuals), given, native=replay.plan.small)

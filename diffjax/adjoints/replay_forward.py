@@ -19,6 +19,7 @@ from .replay import (
     Replay,
     Residuals,
     Row,
+    Spare,
     any_of,
     max_of,
     read,
@@ -140,10 +141,12 @@ class _Forward:
         if self.replay.recorded and not full:
             carry = _mark(carry, number)
 
+        spare = Spare.of(tape)
+
         def one(k: Array, carry: _Carry) -> _Carry:
             if self.replay.recorded and full:
                 carry = _mark(carry, k)
-            return self.advance(carry, read(tape, k, first))
+            return self.advance(carry, read(tape, k, first, spare))
 
         return jax.lax.fori_loop(0, max_of(tape.used), one, carry)
 

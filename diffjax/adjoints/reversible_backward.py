@@ -29,8 +29,8 @@ from ..stepping.tape import Tape
 from ..stepping.trees import chosen
 from ..stepping.varying import vary_alike
 from .linear_map import Level
-from .replay import Inside, Point, Replay, Row, add, masked, max_of, read
-from .replay_backward import _Backward, _given
+from .replay import Inside, Point, Replay, Row, Spare, add, masked, max_of, read
+from .replay_backward import Retreat, given_or_zero
 
 # The reconstruction may miss the initial state, and what was saved, by this power of the rounding
 # unit, relative to the largest component: 1.5e-8 in double precision, 3e-4 in single. The error of
@@ -80,7 +80,7 @@ class _Times(NamedTuple):
     end: Array
 
 
-class _Retrace(_Backward):
+class _Retrace(Retreat):
     """Of the backward replay, the parts that need a state from the tape are replaced."""
 
     residuals: Any
@@ -111,7 +111,7 @@ class _Retrace(_Backward):
 
     def _start(self) -> _Carry:
         given, end = self.cotangents, self.residuals.end
-        bars = _given(given.u_end, end[0]), _given(given.z_end, end[1])
+        bars = given_or_zero(given.u_end, end[0]), given_or_zero(given.z_end, end[1])
         t = None
         if self.steps.times:
             t = jnp.zeros(self._lane_shape(), self.inputs.t0.dtype)
@@ -135,10 +135,8 @@ class _Retrace(_Backward):
                 t = fixed_time(self.replay.plan, inputs, k)
                 t_next = fixed_time(self.replay.plan, inputs, k + 1)
                 return Row(k, t, t_next, jnp.where(live, t_next - t, 1), None, None, live)
-            row = read(record, k, jnp.zeros_like(k))
-            # Times beyond a lane's end are zeros, where f may not be finite.
-            t = jnp.where(row.active, row.t, inputs.t0)
-            return row._replace(t=t, active=row.active & live)
+            row = read(record, k, jnp.zeros_like(k), Spare.of(record))
+            return row._replace(active=row.active & live)
 
         return self.lanes(one, self.flags, True, True)(
             self.leaves, self.residuals.record, self.live
@@ -155,7 +153,7 @@ class _Retrace(_Backward):
 
         def scheduled(t: Any, moving: list[Array], leaves: list[Array], row: Row) -> Any:
             inputs = self.moving.place(leaves, "step", moving)
-            t, dt, end = self.steps._schedule(Point(None, t), inputs, row)
+            t, dt, end = self.steps.schedule(Point(None, t), inputs, row)
             # A step of length zero where there is none: finite, and then thrown away.
             return self.replay.plan.field(inputs), t, jnp.where(row.active, dt, 0), end
 

@@ -62,8 +62,7 @@ def new_tape(length: int, inputs: Inputs, *, landings: bool, states: bool) -> Ta
     dtype = inputs.t0.dtype
     like = inputs.u0 if states else None
     return Tape(
-        # Rows that are never filled stand at the start, where f is defined.
-        t=jnp.full(length + 1, inputs.t0),
+        t=jnp.zeros(length + 1, dtype),
         dt=jnp.zeros(length + 1, dtype),
         u=jtu.tree_map(lambda x: jnp.zeros((length + 1, *x.shape), x.dtype), like),
         landed=jnp.full(length + 1, -1, jnp.int32) if landings else None,
