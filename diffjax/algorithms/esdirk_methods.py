@@ -1,7 +1,7 @@
 """The singly diagonally implicit methods by name: a tableau each.
 
-They are for stiff problems, with a constant mass matrix too, which may be singular. On small systems
-the Rosenbrock methods are faster; these need no derivative with respect to time, keep their
+They are for stiff problems, with a constant mass matrix too, which may be singular. On small
+systems the Rosenbrock methods are faster; these need no derivative with respect to time, keep their
 matrices from step to step on large systems, and do with a Jacobian that is only nearly right.
 """
 
