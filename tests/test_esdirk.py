@@ -361,6 +361,21 @@ def test_lanes_are_single_solves() -> None:
         assert abs(int(nf[i]) - int(alone[2])) <= 0.1 * int(alone[2])
 
 
+def test_gradients_of_lanes_are_single_gradients() -> None:
+    """Guards against a rejected step of one lane, replayed beside the others: it cannot be solved,
+    and a NaN times zero is one."""
+
+    def end(p: jax.Array) -> jax.Array:
+        prob = dj.ODEProblem(robertson, jnp.asarray(ROBER.u0), (0.0, 4e2), p)
+        return dj.solve(prob, dj.KenCarp4(), rtol=1e-5, atol=1e-9, max_steps=128).u_end[0]
+
+    ps = jnp.asarray(ROBER.p * np.array([[1.0], [1.3], [0.6]]))
+    single = jax.jit(jax.grad(end))
+    np.testing.assert_allclose(
+        jax.jit(jax.vmap(jax.grad(end)))(ps), np.stack([single(p) for p in ps]), rtol=1e-6
+    )
+
+
 def test_single_precision() -> None:
     """Robertson to 1e5 in float32 throughout, four digits."""
     prob = ROBER.ode(jnp.float32, tspan=(0.0, 1e5))

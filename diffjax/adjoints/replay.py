@@ -56,18 +56,24 @@ class Inside(NamedTuple):
     dt: Array | None
 
 
-def read(tape: Tape, k: Array, first: Array) -> Row:
+def spare(tape: Tape) -> Array:
+    """The first accepted row, which is replayed, and thrown away, in place of rows that are none:
+    it is known that the step can be taken."""
+    return jnp.argmax(tape.dt != 0).astype(jnp.int32)
+
+
+def read(tape: Tape, k: Array, first: Array, spare: Array) -> Row:
     """Row k of a tape whose rows are numbered from `first`."""
     active = (tape.dt[k] != 0) & (k < tape.used)
+    at = jnp.where(active, k, spare)
     return Row(
         number=k + first,
-        t=tape.t[k],
-        t_next=tape.t[k + 1],
-        # A row that is not there is replayed as a step of length one and thrown away.
-        dt=jnp.where(active, tape.dt[k], 1),
-        # Rows of a compact tape beyond a lane's end are zeros, where f may not be finite.
-        u=jtu.tree_map(lambda x: jnp.where(active, x[k], x[0]), tape.u),
-        landed=None if tape.landed is None else tape.landed[k],
+        t=tape.t[at],
+        t_next=tape.t[at + 1],
+        # Of a lane without any accepted row nothing is known.
+        dt=jnp.where(tape.dt[at] != 0, tape.dt[at], 1),
+        u=jtu.tree_map(lambda x: x[at], tape.u),
+        landed=None if tape.landed is None else tape.landed[at],
         active=active,
     )
 

@@ -33,6 +33,7 @@ from .replay import (
     masked,
     max_of,
     read,
+    spare,
 )
 from .smooth import Smooth
 
@@ -241,11 +242,11 @@ class _Backward:
             tape, first = self.lanes(make, True, self.flags, True)(
                 residuals.record, residuals.leaves, residuals.settings
             )
-        used = max_of(tape.used)
+        used, instead = max_of(tape.used), self.lanes(spare, True)(tape)
 
         def one(i: Array, carry: _Carry) -> _Carry:
             k = used - 1 - i
-            row = self.lanes(read, True, False, True)(tape, k, first)
+            row = self.lanes(read, True, False, True, True)(tape, k, first, instead)
             carry = self.retreat(carry, row)
             if self.replay.recorded and full:
                 carry = carry._replace(point=self._from_tape(carry.point, k, row.active))

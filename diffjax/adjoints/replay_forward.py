@@ -22,6 +22,7 @@ from .replay import (
     any_of,
     max_of,
     read,
+    spare,
 )
 from .smooth import Smooth
 
@@ -139,11 +140,12 @@ class _Forward:
         )
         if self.replay.recorded and not full:
             carry = _mark(carry, number)
+        instead = spare(tape)
 
         def one(k: Array, carry: _Carry) -> _Carry:
             if self.replay.recorded and full:
                 carry = _mark(carry, k)
-            return self.advance(carry, read(tape, k, first))
+            return self.advance(carry, read(tape, k, first, instead))
 
         return jax.lax.fori_loop(0, max_of(tape.used), one, carry)
 
