@@ -128,8 +128,8 @@ def stiff_extension(
     In the stiff limit the implicit stages are z = a^-1 (Y - u - a_1 z_1), with a over the implicit
     stages and a_1 its first column, and z_1 = dt lambda u is unbounded: its weight in all has to
     vanish, b_1 = sum b a^-1 a_1, which Hermite interpolation does not meet. An extension that is
-    exact there for cubics meets sum b a^-1 c^3 = theta^3 as well, which methods with enough stages
-    for it are asked for (`stiff_cubics`). Of all solutions the smallest is taken.
+    exact there for cubics meets sum b a^-1 c^3 = theta^3 as well (`stiff_cubics`, for methods
+    with stages enough). Of all solutions the smallest is taken.
     """
     s, nodes = len(c), np.array(c)
     full = np.diag([0.0] + [gamma] * (s - 1))
