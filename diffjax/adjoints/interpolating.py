@@ -122,11 +122,13 @@ class OnRecord(Backward):
         context = (alg.dense(field, row.t, row.dt, row.u, result.stages), row.t, row.dt)
         if self.plan.controller is None:
             carry = carry._replace(steps=carry.steps._replace(dt=row.dt))
+        # A row that is no step leads nowhere.
+        end = jnp.where(row.active, -row.t, carry.steps.t)
         if self.many:
-            return self.piece(carry, context, -row.t, row.active)
+            return self.piece(carry, context, end, row.active)
         return jax.lax.while_loop(
-            lambda carry: self.going(carry, -row.t),
-            lambda carry: self.piece(carry, context, -row.t),
+            lambda carry: self.going(carry, end),
+            lambda carry: self.piece(carry, context, end),
             carry,
         )
 
