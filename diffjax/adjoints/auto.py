@@ -19,9 +19,10 @@ _TAPE_BYTES = 256 * 2**20
 class AutoAdjoint(Adjoint):
     """Picks the adjoint by size; `adjoint="auto"` is its name.
 
-    While the tape of all steps is small, `DiscreteAdjoint()`: measured here it is faster than
-    forward mode from two parameters on. Else `DiscreteAdjoint(checkpoints=...)`, with as many
-    segments as need the least memory. Both are exact and work under every transformation.
+    While the tape of all steps is small, `DiscreteAdjoint()`: as measured by
+    `benchmarks/scaling.py`, forward mode is as fast for two parameters and slower beyond. Else
+    `DiscreteAdjoint(checkpoints=...)`, with as many segments as need the least memory. Both are
+    exact and work under every transformation.
 
     !!! example
         `dj.solve(prob, dj.Tsit5(), adjoint="auto")`
