@@ -113,7 +113,7 @@ def test_dense_order(method: Method) -> None:
     assert order == pytest.approx(method.dense_order, abs=SLACK)
 
 
-# Bounds of the issue that built this library, from the methods' published error constants.
+# Bounds from the published error constants of the methods.
 @pytest.mark.parametrize(
     ("name", "bound"), [("Tsit5", 2e-7), ("DP5", 6e-7), ("BS3", 1e-3), ("DP8", 2e-9)]
 )
