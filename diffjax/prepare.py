@@ -258,14 +258,11 @@ class Ready(NamedTuple):
         alg, attempts = self.plan.alg, outcome.naccept + outcome.nreject
         zero = jnp.zeros((), jnp.int32)
         work = outcome.work or {}
-        start: dict[str, Any] = dict(alg.init_counts)
+        start = dict(alg.init_counts)
         if self.plan.controller is not None and self.settings.dt is None:
             start["nf"] = start.get("nf", 0) + INITIAL_STEP_NF
         if outcome.rows is not None and self.traced_saves:
             start["nf"] = start.get("nf", 0) + 1
-        if outcome.counts is not None:
-            for i, name in enumerate(alg.counted):
-                start[name] = start.get(name, 0) + outcome.counts[i]
         names = ("nf", "njac", "nfactor", "nsolve", "nnewton_fail", "nevents")
         counted = {
             name: zero

@@ -17,6 +17,7 @@ from jaxtyping import Array, PyTree
 from ..stepping.loop import integrate
 from ..stepping.outcome import Keep, Outcome
 from ..stepping.plan import Inputs, Plan, Settings
+from ..stepping.trees import replaced
 from .base import Adjoint
 from .linear_map import Level, LinearMap, apply_linear
 from .replay import Lanes
@@ -63,10 +64,8 @@ class SolveTangent(LinearMap):
         """Tangents of what the solve gives back, by differentiating its loop."""
 
         def solved(moving: list[Array]) -> tuple[Smooth, Array | None]:
-            replaced = list(leaves)
-            for i, value in zip(self.moving, moving, strict=True):
-                replaced[i] = value
-            outcome = integrate(self.plan, self.inputs(replaced), settings, self.keep)
+            inputs = self.inputs(replaced(leaves, self.moving, moving))
+            outcome = integrate(self.plan, inputs, settings, self.keep)
             return split(outcome)[0], outcome.saved
 
         primals = [leaves[i] for i in self.moving]

@@ -31,7 +31,7 @@ from ..stepping.plan import Inputs, Plan, Settings
 from ..stepping.status import ReturnCode
 from ..stepping.stepper import Record
 from ..stepping.tape import Snapshots, Tape, put
-from ..stepping.trees import where
+from ..stepping.trees import replaced, where
 from ..stepping.varying import vary_alike
 from .by_lane import AdjointByLane, SolveTangent
 from .landing import AdaptiveLanding, FixedLanding, landing
@@ -421,10 +421,7 @@ def paired(ct: PyTree, v: PyTree, dtype: Any) -> Array:
 
 def placed(args: tuple[Array, ...], places: list[int], moving: list[Array]) -> tuple[Array, ...]:
     """Arguments with those at the given places replaced."""
-    replaced = list(args)
-    for i, value in zip(places, moving, strict=True):
-        replaced[i] = value
-    return tuple(replaced)
+    return tuple(replaced(args, places, moving))
 
 
 def everywhere(rtol: PyTree, atol: PyTree, parts: PyTree) -> tuple[PyTree, PyTree]:

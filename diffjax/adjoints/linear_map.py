@@ -19,6 +19,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
 from ..stepping.levels import Level as Level
+from ..stepping.trees import replaced
 
 
 class LinearMap:
@@ -75,10 +76,7 @@ def _jvp(primals: Any, tangents: Any, **params: Any) -> Any:
     moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
 
     def of_moving(*values: Array) -> Any:
-        full = list(primals)
-        for i, value in zip(moving, values, strict=True):
-            full[i] = value
-        return _batched_apply(*full, **params)
+        return _batched_apply(*replaced(primals, moving, values), **params)
 
     out = linear_p.bind(*primals, **params)
     primals_moving = [primals[i] for i in moving]

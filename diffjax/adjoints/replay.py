@@ -24,7 +24,7 @@ from ..stepping.loop import retape
 from ..stepping.outcome import Keep
 from ..stepping.plan import Inputs, Plan, Settings
 from ..stepping.tape import Snapshots, Tape
-from ..stepping.trees import chosen
+from ..stepping.trees import chosen, replaced
 
 Carry = TypeVar("Carry")
 
@@ -189,10 +189,8 @@ class Moving:
 
     def place(self, leaves: Sequence[Array], group: str, values: Sequence[Array]) -> Inputs:
         """The inputs with the moving leaves of one group replaced."""
-        leaves = list(leaves)
-        for i, value in zip(self.positions(group), values, strict=True):
-            leaves[self.which[i]] = value
-        return jtu.tree_unflatten(self.structure, leaves)
+        where = [self.which[i] for i in self.positions(group)]
+        return jtu.tree_unflatten(self.structure, replaced(leaves, where, values))
 
 
 class Residuals(NamedTuple):

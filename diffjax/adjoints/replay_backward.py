@@ -7,7 +7,7 @@ All lanes go backwards together, with the step of all lanes as one function: a p
 share has one cotangent, contracted over the lanes inside the vjp, not one accumulator a lane.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -347,13 +347,14 @@ def replay_backward(
     levels: tuple[Level, ...],
     residuals: Sequence[Array],
     cotangents: Sequence[Array | None],
+    backward: Callable[..., Any] = Retreat,
 ) -> list[Array]:
     """The cotangents of a solve's moving inputs, for all lanes."""
 
     def run(residuals: Sequence[Array], given: Sequence[Array]) -> list[Array]:
         cts = iter(given)
         full = [None if ct is None else next(cts) for ct in cotangents]
-        return Retreat(replay, levels, residuals, full).run()
+        return backward(replay, levels, residuals, full).run()
 
     given = [ct for ct in cotangents if ct is not None]
     return one_or_many(run, run, list(residuals), given, native=replay.plan.small)

@@ -24,6 +24,7 @@ from ..stepping.loop import integrate
 from ..stepping.outcome import Keep, Outcome
 from ..stepping.plan import Inputs, Plan, Settings
 from ..stepping.tape import Tape
+from ..stepping.trees import replaced
 from .base import Adjoint
 from .linear_map import Level, LinearMap, apply_linear
 from .replay import Moving, Replay, Steps
@@ -176,9 +177,7 @@ class _Reversal(LinearMap):
         given: ReversibleResiduals = jtu.tree_unflatten(replay.residual_structure, residuals)
 
         def solved(moving: list[Array]) -> tuple[ReversibleSmooth, Array | None]:
-            leaves = list(given.leaves)
-            for i, value in zip(replay.moving.which, moving, strict=True):
-                leaves[i] = value
+            leaves = replaced(given.leaves, replay.moving.which, moving)
             inputs = jtu.tree_unflatten(replay.moving.structure, leaves)
             outcome = integrate(replay.plan, inputs, given.settings, replay.kept)
             return _split(outcome)[0], outcome.saved

@@ -23,14 +23,13 @@ from jaxtyping import Array, PyTree
 
 from ..algorithms.reversible import Reversible
 from ..stepping.fixed import fixed_time
-from ..stepping.lanes import one_or_many
 from ..stepping.plan import Settings
 from ..stepping.tape import Tape
 from ..stepping.trees import chosen
 from ..stepping.varying import vary_alike
 from .linear_map import Level
 from .replay import Inside, Point, Replay, Row, Spare, add, masked, max_of, read
-from .replay_backward import Retreat, given_or_zero
+from .replay_backward import Retreat, given_or_zero, replay_backward
 
 # The reconstruction may miss the initial state, and what was saved, by this power of the rounding
 # unit, relative to the largest component: 1.5e-8 in double precision, 3e-4 in single. The error of
@@ -126,20 +125,21 @@ class _Retrace(Retreat):
         )
         return vary_alike((carry, self.residuals, jtu.tree_leaves(given)))[0]
 
-    def _row(self, k: Array) -> Row:
+    def _row(self, k: Array, spare: Spare | None) -> Row:
         """Row k, of a tape without states or of fixed steps, for all lanes."""
 
-        def one(leaves: list[Array], record: Tape | None, live: Array) -> Row:
+        def one(leaves: list[Array], record: Tape | None, live: Array, spare: Spare | None) -> Row:
             inputs = jtu.tree_unflatten(self.moving.structure, leaves)
             if record is None:
                 t = fixed_time(self.replay.plan, inputs, k)
                 t_next = fixed_time(self.replay.plan, inputs, k + 1)
                 return Row(k, t, t_next, jnp.where(live, t_next - t, 1), None, None, live)
-            row = read(record, k, jnp.zeros_like(k), Spare.of(record))
+            assert spare is not None
+            row = read(record, k, jnp.zeros_like(k), spare)
             return row._replace(active=row.active & live)
 
-        return self.lanes(one, self.flags, True, True)(
-            self.leaves, self.residuals.record, self.live
+        return self.lanes(one, self.flags, True, True, True)(
+            self.leaves, self.residuals.record, self.live, spare
         )
 
     def _halves(self, row: Row, inside: bool) -> tuple[Any, Any]:
@@ -215,8 +215,10 @@ class _Retrace(Retreat):
         steps = self.replay.plan.fixed_steps if record is None else max_of(record.used)
         assert steps is not None
 
+        spare = None if record is None else self.lanes(Spare.of, True)(record)
+
         def one(i: Array, carry: Any) -> Any:
-            return self.retreat(carry, self._row(steps - 1 - i))
+            return self.retreat(carry, self._row(steps - 1 - i, spare))
 
         carry: Any = jax.lax.fori_loop(0, steps, one, self._start())
         wrong = self.asked & (carry.astray | ~(self.live & self._returned(carry.here[0])))
@@ -298,11 +300,4 @@ def retrace(
     cotangents: Sequence[Array | None],
 ) -> list[Array]:
     """The cotangents of a reversible solve's moving inputs, for all lanes."""
-
-    def run(residuals: Sequence[Array], given: Sequence[Array]) -> list[Array]:
-        cts = iter(given)
-        full = [None if ct is None else next(cts) for ct in cotangents]
-        return _Retrace(replay, levels, residuals, full).run()
-
-    given = [ct for ct in cotangents if ct is not None]
-    return one_or_many(run, run, list(residuals), given, native=replay.plan.small)
+    return replay_backward(replay, levels, residuals, cotangents, _Retrace)

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..algorithms.base import Field, State
+from ..linear.coordinates import Coordinates
 from ..stepping.outcome import Outcome
 from ..stepping.plan import Inputs, Plan, Settings
 from ..stepping.status import ReturnCode
 from ..stepping.steady_state import is_regular, residual
-from ..stepping.trees import real_vector
 from .base import Adjoint
 
 
@@ -58,13 +58,14 @@ def _(plan: Plan, primals: Any, tangents: Any) -> tuple[State, State]:
     u, found, args = primals
     # The root itself, so that it moves when this rule is differentiated.
     u = _root(plan, u, found, args)
-    x, back = real_vector(u)
+    coordinates = Coordinates(u)
+    x = coordinates.flatten(u)
 
     def f(x: Array, args: tuple[Array, ...]) -> Array:
-        return residual(Field(plan.field_jaxpr, args), back)(x)
+        return residual(Field(plan.field_jaxpr, args), coordinates)(x)
 
     jacobian = jax.jacfwd(f)(x, args)
     moved = jax.jvp(lambda args: f(x, args), (args,), (tangents[2],))[1]
     good = found & jax.lax.stop_gradient(is_regular(jacobian))
     factor = jnp.where(good, -1, jnp.nan).astype(x.dtype)
-    return u, back(factor * jnp.linalg.solve(jacobian, moved))
+    return u, coordinates.unflatten(factor * jnp.linalg.solve(jacobian, moved))

@@ -167,3 +167,30 @@ class Algorithm(eqx.Module):
     def stiffness(self, dt: Array, u: State, stages: PyTree) -> Float[Array, ""] | None:
         """|dt * rho| over the stability interval for a step from u; None if unknown."""
         return None
+
+
+class TableauMethod(Algorithm):
+    """Base class of methods that are given by a tableau: what that says of them."""
+
+    tableau: eqx.AbstractVar[Any]
+
+    @property
+    def order(self) -> int:
+        return self.tableau.order
+
+    @property
+    def error_order(self) -> int | None:
+        return self.tableau.error_order
+
+    @property
+    def dense_order(self) -> int:
+        return self.tableau.dense.order
+
+    @property
+    def name(self) -> str:
+        return self.tableau.name
+
+    @property
+    def dense_counts(self) -> dict[str, int]:
+        extra = len(self.tableau.dense.c_extra)
+        return {"nf": extra} if extra else {}

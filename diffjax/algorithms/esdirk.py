@@ -22,7 +22,7 @@ from ..linear.coordinates import Coordinates
 from ..linear.dense import factorize
 from ..linear.newton import Stop, implicit_solution, newton, relative_size, trusted
 from ..linear.reuse import KEPT, Matrices, renewed
-from .base import Algorithm, Field, Norm, State, StepResult
+from .base import Field, Norm, State, StepResult, TableauMethod
 from .implicit import VectorField, derivative
 from .stages import combine, evaluate_extension
 from .tableaus.esdirk import ESDIRKTableau
@@ -84,7 +84,7 @@ class _Solved(NamedTuple):
     regular: Bool[Array, ""]
 
 
-class ESDIRK(Algorithm):
+class ESDIRK(TableauMethod):
     """A singly diagonally implicit Runge-Kutta method given by its tableau.
 
     **Arguments:**
@@ -99,29 +99,8 @@ class ESDIRK(Algorithm):
     tableau: ESDIRKTableau = eqx.field(static=True)
 
     @property
-    def order(self) -> int:
-        return self.tableau.order
-
-    @property
-    def error_order(self) -> int | None:
-        return self.tableau.error_order
-
-    @property
-    def dense_order(self) -> int:
-        return self.tableau.dense.order
-
-    @property
-    def name(self) -> str:
-        return self.tableau.name
-
-    @property
     def init_counts(self) -> dict[str, int]:
         return {"nf": 1} if self.tableau.explicit_first else {}
-
-    @property
-    def dense_counts(self) -> dict[str, int]:
-        extra = len(self.tableau.dense.c_extra)
-        return {"nf": extra} if extra else {}
 
     def init(self, field: Field, t: Array, u: State) -> Memory:
         coordinates = Coordinates(u)

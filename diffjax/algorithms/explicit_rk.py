@@ -14,7 +14,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .base import Algorithm, Field, Norm, State, StepResult
+from .base import Field, Norm, State, StepResult, TableauMethod
 from .stages import advance, combine, evaluate_extension, scaled
 from .tableaus.base import ButcherTableau
 
@@ -27,7 +27,7 @@ def _largest_difference(x: State, y: State) -> Array:
     return jnp.max(jnp.stack([x.astype(widest) for x in each]))
 
 
-class ExplicitRungeKutta(Algorithm):
+class ExplicitRungeKutta(TableauMethod):
     """An explicit Runge-Kutta method given by its tableau.
 
     **Arguments:**
@@ -44,33 +44,12 @@ class ExplicitRungeKutta(Algorithm):
     unroll: bool = eqx.field(static=True, default=True)
 
     @property
-    def order(self) -> int:
-        return self.tableau.order
-
-    @property
-    def error_order(self) -> int | None:
-        return self.tableau.error_order
-
-    @property
-    def dense_order(self) -> int:
-        return self.tableau.dense.order
-
-    @property
-    def name(self) -> str:
-        return self.tableau.name
-
-    @property
     def init_counts(self) -> dict[str, int]:
         return {"nf": 1} if self.tableau.fsal else {}
 
     @property
     def step_counts(self) -> dict[str, int]:
         return {"nf": self.tableau.stages - (1 if self.tableau.fsal else 0)}
-
-    @property
-    def dense_counts(self) -> dict[str, int]:
-        extra = len(self.tableau.dense.c_extra)
-        return {"nf": extra} if extra else {}
 
     def init(self, field: Field, t: Array, u: State) -> PyTree:
         return field.f(t, u) if self.tableau.fsal else None

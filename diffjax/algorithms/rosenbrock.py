@@ -13,13 +13,13 @@ from jaxtyping import Array, PyTree
 
 from ..linear.coordinates import Coordinates
 from ..linear.dense import factorize
-from .base import Algorithm, Field, Norm, State, StepResult
+from .base import Field, Norm, State, StepResult, TableauMethod
 from .implicit import VectorField
 from .stages import combine, evaluate_extension
 from .tableaus.rosenbrock import RosenbrockTableau
 
 
-class Rosenbrock(Algorithm):
+class Rosenbrock(TableauMethod):
     """A Rosenbrock method given by its tableau.
 
     **Arguments:**
@@ -33,29 +33,9 @@ class Rosenbrock(Algorithm):
     tableau: RosenbrockTableau = eqx.field(static=True)
 
     @property
-    def order(self) -> int:
-        return self.tableau.order
-
-    @property
-    def error_order(self) -> int | None:
-        return self.tableau.error_order
-
-    @property
-    def dense_order(self) -> int:
-        return self.tableau.dense.order
-
-    @property
-    def name(self) -> str:
-        return self.tableau.name
-
-    @property
     def step_counts(self) -> dict[str, int]:
         stages = self.tableau.stages
         return {"nf": stages, "njac": 1, "nfactor": 1, "nsolve": stages}
-
-    @property
-    def dense_counts(self) -> dict[str, int]:
-        return {}
 
     def init(self, field: Field, t: Array, u: State) -> PyTree:
         return None

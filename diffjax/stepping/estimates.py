@@ -18,7 +18,8 @@ from .trees import where
 
 
 class Estimates(NamedTuple):
-    """Estimates of the accepted steps, one row each; zero in rows that were not filled.
+    """Estimates of the accepted steps, one row each; zero in rows that were not filled. What they
+    cost is not part of `sol.stats`.
 
     - `dt`: the size of the step.
     - `error`: its local error over the tolerance (root mean square; at most 1 in an adaptive

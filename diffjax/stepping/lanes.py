@@ -19,7 +19,8 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Bool, PyTree
 
 from .levels import Lanes, Level
-from .reversible import pull_back, replaced
+from .reversible import pull_back
+from .trees import replaced
 
 # Operations that XLA's emitter of whole functions can compile. `cond` is not among them: a branch
 # that ignores an operand stops the emitter. Nor are matrix products, which it may hand to a

@@ -47,7 +47,6 @@ class Outcome(NamedTuple):
     - `saved`: how many save times were reached.
     - `memory`: what the algorithm remembers at the end, if asked for.
     - `work`: what was done beside steps that all cost the same, by name of the statistic.
-    - `counts`: what the steps have counted (`Algorithm.counted`).
     """
 
     rows: list[Array] | None
@@ -62,7 +61,6 @@ class Outcome(NamedTuple):
     saved: Int[Array, ""] | None
     memory: PyTree = None
     work: dict[str, Array] | None = None
-    counts: Int[Array, " counted"] | None = None
 
 
 def make_stepper(
@@ -106,7 +104,14 @@ def outcome_of(
         nreject=counts.nreject,
         ndense=jnp.asarray(ndense, jnp.int32),
         saved=saved,
-        counts=None if carry.iterations is None else carry.iterations.counts,
+        work=_counted(stepper, carry),
     )
     # So that all drivers give back the same types inside `shard_map`, of constant counts too.
     return vary_alike(outcome)
+
+
+def _counted(stepper: Stepper[Any], carry: Any) -> dict[str, Array] | None:
+    """What the steps have counted for themselves, by name of the statistic."""
+    if carry.iterations is None:
+        return None
+    return dict(zip(stepper.alg.counted, carry.iterations.counts, strict=True))

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
+from .trees import replaced
+
 # Of a loop with n iterations the carry is kept this many times; n/CHECKPOINTS iterations between
 # two of them are repeated. (Stumm & Walther 2010, as in `equinox.internal.while_loop`.)
 _CHECKPOINTS = 64
@@ -62,14 +64,6 @@ def pull_back(
         return pull(xs, cts), [a + b for a, b in zip(curved, straight, strict=True)]
 
     return pull(list(primals), list(cotangents))
-
-
-def replaced(values: Sequence[Array], where: Sequence[int], new: Sequence[Array]) -> list[Array]:
-    """A copy of a list with some of its values replaced."""
-    full = list(values)
-    for i, value in zip(where, new, strict=True):
-        full[i] = value
-    return full
 
 
 def instantiated(tangent: Any) -> Array:

@@ -15,13 +15,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..algorithms.base import Algorithm, Field, State
 from ..algorithms.explicit_methods import Tsit5
+from ..linear.coordinates import Coordinates
 from .adaptive import AdaptiveState, AdaptiveStepper
 from .controllers import PIController
 from .initial_step import INITIAL_STEP_NF
 from .outcome import Outcome
 from .plan import Inputs, Plan, Settings, scaled_norm
 from .status import ReturnCode
-from .trees import real_vector, where
+from .trees import where
 from .varying import vary_alike
 
 # A step of Newton's method must reduce the residual by this share of what its linear model says
@@ -31,11 +32,12 @@ SUFFICIENT_DECREASE = 1e-4
 MAX_HALVINGS = 40
 
 
-def residual(field: Field, back: Callable[[Array], State]) -> Callable[[Array], Array]:
-    """f at t = inf as a function of a real vector, which `back` makes a state of."""
+def residual(field: Field, coordinates: Coordinates) -> Callable[[Array], Array]:
+    """f at t = inf as a function of a state's real coordinates."""
 
     def of_vector(x: Array) -> Array:
-        return real_vector(field.f(jnp.full((), jnp.inf, x.dtype), back(x)))[0]
+        forever = jnp.full((), jnp.inf, x.dtype)
+        return coordinates.flatten(field.f(forever, coordinates.unflatten(x)))
 
     return of_vector
 
@@ -100,8 +102,9 @@ class SSRootfind(SteadyStateAlgorithm):
     """
 
     def find(self, plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
-        x, back = real_vector(inputs.u0)
-        f = residual(plan.field(inputs), back)
+        coordinates = Coordinates(inputs.u0)
+        x, back = coordinates.flatten(inputs.u0), coordinates.unflatten
+        f = residual(plan.field(inputs), coordinates)
 
         def norm(v: Array, x: Array) -> Array:
             u = back(x)

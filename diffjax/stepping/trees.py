@@ -1,12 +1,10 @@
-"""Pytrees of arrays: choosing between two, and one as a vector."""
+"""Pytrees of arrays: choosing between two, and replacing some of several."""
 
-from collections.abc import Callable
-from itertools import accumulate
+from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 
 def where(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
@@ -30,23 +28,9 @@ def nan_like(x: Array) -> Array:
     return jnp.full_like(x, fill)
 
 
-def real_vector(tree: PyTree) -> tuple[Float[Array, " n"], Callable[[Array], PyTree]]:
-    """The real and imaginary parts of all leaves as one vector, and the way back."""
-    leaves, structure = jtu.tree_flatten(tree)
-    dtype = jnp.result_type(*(jnp.finfo(x.dtype).dtype for x in leaves))
-    parts = [p for x in leaves for p in _real_parts(x)]
-    ends = list(accumulate(p.size for p in parts))
-
-    def back(vector: Array) -> PyTree:
-        pieces = iter(jnp.split(vector, ends[:-1]))
-        out = []
-        for x in leaves:
-            own = [next(pieces).reshape(x.shape) for _ in _real_parts(x)]
-            out.append((jax.lax.complex(*own) if len(own) == 2 else own[0]).astype(x.dtype))
-        return jtu.tree_unflatten(structure, out)
-
-    return jnp.concatenate([p.reshape(-1).astype(dtype) for p in parts]), back
-
-
-def _real_parts(x: Array) -> tuple[Array, ...]:
-    return (jnp.real(x), jnp.imag(x)) if jnp.iscomplexobj(x) else (x,)
+def replaced(values: Sequence[Array], where: Sequence[int], new: Sequence[Array]) -> list[Array]:
+    """A copy of a list with some of its values replaced."""
+    full = list(values)
+    for i, value in zip(where, new, strict=True):
+        full[i] = value
+    return full
