@@ -206,6 +206,7 @@ class Ready(NamedTuple):
             result["dense"] = {
                 "t": tape.t,
                 "u": tape.u,
+                "past": tape.past,
                 "used": tape.used,
                 "direction": jnp.asarray(turn, self.inputs.t0.dtype),
             }

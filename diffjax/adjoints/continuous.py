@@ -24,7 +24,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ..algorithms.base import Algorithm, Field, State
+from ..algorithms.base import Algorithm, Field, Memory, State
 from ..stepping.lanes import any_lane, one_or_many
 from ..stepping.outcome import Outcome
 from ..stepping.plan import Inputs, Plan, Settings
@@ -268,7 +268,7 @@ class Backward:
             state = once(state)
         else:
             state = jax.lax.while_loop(lambda state: stepper.active(state[0]), once, state)
-        return carry._replace(steps=state[0]._replace(memory=None), integral=state[1])
+        return carry._replace(steps=state[0]._replace(memory=Memory()), integral=state[1])
 
     def _save_time(self, j: Array) -> Array:
         assert self.inputs.saves is not None

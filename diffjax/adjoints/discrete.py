@@ -86,7 +86,7 @@ def solve_by_replay(
         residuals = Residuals(leaves, settings, outcome.tape, outcome.saved)
         recorded = keep.tape or keep.segments is not None
         if not recorded:
-            smooth = smooth._replace(tape_t=None, tape_u=None)
+            smooth = smooth._replace(tape_t=None, tape_u=None, tape_history=None)
             rest = rest._replace(tape=None)
         elif isinstance(rest.tape, Tape) and not keep.landings:
             rest = rest._replace(tape=rest.tape._replace(landed=None))

@@ -117,7 +117,7 @@ class OnRecord(Backward):
     def through(self, row: Row, carry: Sweep) -> Sweep:
         """Backwards over one recorded step; a step on, if there are many lanes."""
         alg, field = self.plan.alg, self.plan.field(self.inputs)
-        memory = alg.init(field, row.t, row.u)
+        memory = alg.recall(field, row.t, row.u, row.past)
         result = alg.step(field, row.t, row.dt, row.u, memory, None)
         context = (alg.dense(field, row.t, row.dt, row.u, result.stages), row.t, row.dt)
         if self.plan.controller is None:

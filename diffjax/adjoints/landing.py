@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
-from ..algorithms.base import State
+from ..algorithms.base import Memory, State
 from ..stepping.adaptive import AdaptiveState, AdaptiveStepper
 from ..stepping.plan import Inputs, Plan, Settings, scaled_norm
 from ..stepping.stepper import Record, Step, Stepper
@@ -49,7 +49,7 @@ class AdaptiveLanding(AdaptiveStepper):
             t_low=jnp.zeros((), dtype) if jnp.finfo(dtype).bits < 64 else None,
             u=inputs.u0,
             dt=dt.astype(dtype),
-            memory=None,
+            memory=Memory(),
             control=plan.controller.init(plan.error_exponent, dtype),
             naccept=zero,
             nreject=zero,
@@ -68,7 +68,7 @@ class FixedState(NamedTuple):
     t: Float[Array, ""]
     u: State
     dt: Float[Array, ""]
-    memory: PyTree
+    memory: Memory
     done: Int[Array, ""]
 
     @property
@@ -81,7 +81,7 @@ class FixedLanding(Stepper[FixedState]):
 
     def begin(self, dt: Array) -> FixedState:
         inputs = self.inputs
-        return FixedState(inputs.t0, inputs.u0, dt, None, jnp.zeros((), jnp.int32))
+        return FixedState(inputs.t0, inputs.u0, dt, Memory(), jnp.zeros((), jnp.int32))
 
     def going(self, c: FixedState) -> Bool[Array, ""]:
         return jnp.isfinite(c.t)
@@ -103,7 +103,7 @@ class FixedLanding(Stepper[FixedState]):
         state = FixedState(t, u, c.dt, result.memory, c.done + 1)
         active = self.active(c) if masked else jnp.asarray(True)
         state = where(active, state, c) if masked else state
-        step = Step(c.t, dt, c.u, result.stages)
+        step = Step(c.t, dt, c.u, c.memory.lasting, result.stages)
         return state, Record(step, active, jnp.full((), -1, jnp.int32))
 
 

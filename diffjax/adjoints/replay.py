@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
+from ..algorithms.base import Memory
 from ..stepping.fixed import fixed_time
 from ..stepping.lanes import any_lane
 from ..stepping.levels import Lanes as Lanes
@@ -30,10 +31,12 @@ Carry = TypeVar("Carry")
 
 
 class Point(NamedTuple):
-    """Where a step starts or ends; `t` is None if times carry no derivative."""
+    """Where a step starts or ends; `t` is None if times carry no derivative, `history` has no
+    leaves but for methods that remember past values."""
 
     u: PyTree
     t: Array | None
+    history: PyTree = None
 
 
 class Row(NamedTuple):
@@ -44,8 +47,13 @@ class Row(NamedTuple):
     t_next: Array
     dt: Array
     u: PyTree
+    past: Memory
     landed: Array | None
     active: Array
+
+    def start(self, times: bool) -> Point:
+        """Where its step starts."""
+        return Point(self.u, self.t if times else None, self.past.history)
 
 
 class Inside(NamedTuple):
@@ -65,24 +73,32 @@ class Spare(NamedTuple):
     t_next: Array
     dt: Array
     u: PyTree
+    past: Memory
 
     @staticmethod
     def of(tape: Tape) -> "Spare":
         k = jnp.argmax(tape.dt != 0)
         # Of a lane without any accepted row nothing is known.
         dt = jnp.where(tape.dt[k] != 0, tape.dt[k], 1)
-        return Spare(tape.t[k], tape.t[k + 1], dt, jtu.tree_map(lambda x: x[k], tape.u))
+        u, past = jtu.tree_map(lambda x: x[k], (tape.u, tape.past))
+        return Spare(tape.t[k], tape.t[k + 1], dt, u, past)
 
 
 def read(tape: Tape, k: Array, first: Array, spare: Spare) -> Row:
     """Row k of a tape whose rows are numbered from `first`."""
     active = (tape.dt[k] != 0) & (k < tape.used)
+    u, past = jtu.tree_map(
+        lambda x, other: jnp.where(active, x[k], other),
+        (tape.u, tape.past),
+        (spare.u, spare.past),
+    )
     return Row(
         number=k + first,
         t=jnp.where(active, tape.t[k], spare.t),
         t_next=jnp.where(active, tape.t[k + 1], spare.t_next),
         dt=jnp.where(active, tape.dt[k], spare.dt),
-        u=jtu.tree_map(lambda x, other: jnp.where(active, x[k], other), tape.u, spare.u),
+        u=u,
+        past=past,
         landed=None if tape.landed is None else jnp.where(active, tape.landed[k], -1),
         active=active,
     )
@@ -103,12 +119,18 @@ class Steps:
         """From the start of a step to its end, and what its saves need if `inside`."""
         alg, field = self.plan.alg, self.plan.field(inputs)
         t, dt, end = self.schedule(start, inputs, row)
-        memory = alg.init(field, t, start.u)
+        past = row.past._replace(history=start.history)
+        memory = alg.recall(field, t, start.u, past)
         result = alg.step(field, t, dt, start.u, memory, None)
         coefficients = alg.dense(field, t, dt, start.u, result.stages) if inside else None
+        history = result.memory.history
         if not self.times:
-            return Point(result.u, None), Inside(coefficients, None, None)
-        return Point(result.u, end), Inside(coefficients, t, dt)
+            return Point(result.u, None, history), Inside(coefficients, None, None)
+        return Point(result.u, end, history), Inside(coefficients, t, dt)
+
+    def first_history(self, inputs: Inputs) -> PyTree:
+        """What is remembered of the time before the solve."""
+        return self.plan.alg.init(self.plan.field(inputs), inputs.t0, inputs.u0).history
 
     def schedule(self, start: Point, inputs: Inputs, row: Row) -> tuple[Array, Array, Array]:
         if not self.times:
@@ -137,6 +159,13 @@ class Steps:
 
     def initial_save(self, inputs: Inputs) -> list[Array]:
         return self.plan.observe(inputs.save_args, inputs.u0, inputs.t0)
+
+
+def of_record(record: Tape | Snapshots) -> tuple[Array | None, PyTree, PyTree]:
+    """The times, states and histories that a record keeps, in rows."""
+    if isinstance(record, Tape):
+        return record.t, record.u, None if record.past is None else record.past.history
+    return getattr(record.carry, "t", None), record.carry.u, record.carry.memory.history
 
 
 def any_of(condition: Array) -> Array:

@@ -33,6 +33,7 @@ from .replay import (
     any_of,
     masked,
     max_of,
+    of_record,
     read,
 )
 from .smooth import Smooth
@@ -86,16 +87,14 @@ class Retreat:
 
     def start(self) -> _Carry:
         record, given = self.residuals.record, self.cotangents
-        if isinstance(record, Tape):
-            like = self.lanes(lambda u: jtu.tree_map(lambda x: x[0], u), True)(record.u)
-        else:
-            like = self.lanes(lambda u: jtu.tree_map(lambda x: x[0], u), True)(record.carry.u)
-        u = given_or_zero(given.u_end, like)
+        _, *rows = of_record(record)
+        like = self.lanes(lambda rows: jtu.tree_map(lambda x: x[0], rows), True)(rows)
+        u, history = given_or_zero(given.u_end, like[0]), jtu.tree_map(jnp.zeros_like, like[1])
         t = None
         if self.steps.times:
             t = jnp.zeros(self._lane_shape(), self.inputs.t0.dtype)
             t = t if given.t_end is None else t + given.t_end
-        point = Point(u, t)
+        point = Point(u, t, history)
         if self.replay.recorded:
             point = self._from_tape(point, record.used, jnp.asarray(True))
         j = None
@@ -135,22 +134,23 @@ class Retreat:
         def row(buffer: Array, number: Array) -> Array:
             return buffer[number]
 
-        flag = number.ndim > 0
-        u, t = point.u, point.t
-        leaves = jtu.tree_leaves(given.tape_u, is_leaf=lambda x: x is None)
-        if any(x is not None for x in leaves):
-            rows = [None if x is None else self.lanes(row, True, flag)(x, number) for x in leaves]
-            structure = jtu.tree_structure(u)
-            u = jtu.tree_unflatten(
-                structure,
-                [
-                    a if b is None else a + masked(jnp.broadcast_to(active, self._lane_shape()), b)
-                    for a, b in zip(jtu.tree_leaves(u), rows, strict=True)
-                ],
-            )
+        flag, t = number.ndim > 0, point.t
+        here = jnp.broadcast_to(active, self._lane_shape())
+
+        def added(values: PyTree, buffers: PyTree) -> PyTree:
+            leaves, structure = jtu.tree_flatten(values)
+            several = jtu.tree_leaves(buffers, is_leaf=lambda x: x is None)
+            for i, buffer in enumerate(several[: len(leaves)]):
+                if buffer is not None:
+                    at = self.lanes(row, True, flag)(buffer, number)
+                    leaves[i] = leaves[i] + masked(here, at)
+            return jtu.tree_unflatten(structure, leaves)
+
+        u = added(point.u, given.tape_u)
+        history = added(point.history, given.tape_history)
         if t is not None and given.tape_t is not None:
             t = t + jnp.where(active, self.lanes(row, True, flag)(given.tape_t, number), 0)
-        return Point(u, t)
+        return Point(u, t, history)
 
     def due(self, j: Array | None, row: Row) -> Array:
         """Whether save j lies in this step, by lane."""
@@ -172,7 +172,7 @@ class Retreat:
         def lanes(start: Point, moving: list[Array]) -> tuple[Point, Inside]:
             return self.lanes(one, True, flags, self.flags, True)(start, moving, self.leaves, row)
 
-        start = Point(row.u, row.t if self.steps.times else None)
+        start = row.start(self.steps.times)
         (_, between), pull = jax.vjp(lanes, start, primals)
         between_bar = jtu.tree_map(jnp.zeros_like, between)
         if inside:
@@ -283,9 +283,9 @@ class Retreat:
             for o, g in zip(out, given, strict=True)
         ]
         point_bar, moving_bar = back(rows)
-        return carry._replace(
-            point=add(carry.point, point_bar), for_save=add(carry.for_save, moving_bar)
-        )
+        u, t = add((carry.point.u, carry.point.t), (point_bar.u, point_bar.t))
+        point = carry.point._replace(u=u, t=t)
+        return carry._replace(point=point, for_save=add(carry.for_save, moving_bar))
 
     def _first_point(self) -> Point:
         fill, flags = self.lanes.fill, self.input_flags
@@ -307,7 +307,26 @@ class Retreat:
             )
         if self.steps.saves and self.cotangents.rows is not None:
             carry = self.initial_saves(carry)
-        return self._collect(carry)
+        return self._collect(self.initial_history(carry))
+
+    def initial_history(self, carry: _Carry) -> _Carry:
+        """Pull back what is remembered of the time before the solve."""
+        if not jtu.tree_leaves(carry.point.history):
+            return carry
+        primals, flags = self._group("step")
+
+        def one(point: Point, moving: list[Array], leaves: list[Array]) -> PyTree:
+            inputs = self.moving.place(leaves, "step", moving)
+            t0 = inputs.t0 if point.t is None else point.t
+            return self.steps.first_history(inputs._replace(u0=point.u, t0=t0))
+
+        def lanes(point: Point, moving: list[Array]) -> PyTree:
+            return self.lanes(one, True, flags, self.flags)(point, moving, self.leaves)
+
+        _, back = jax.vjp(lanes, self._first_point(), primals)
+        point_bar, moving_bar = back(carry.point.history)
+        point = add(carry.point._replace(history=None), point_bar)
+        return carry._replace(point=point, for_step=add(carry.for_step, moving_bar))
 
     def _collect(self, carry: _Carry) -> list[Array]:
         """One cotangent for each moving leaf, with the batch axes of its tangent."""

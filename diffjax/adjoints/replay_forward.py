@@ -22,6 +22,7 @@ from .replay import (
     Spare,
     any_of,
     max_of,
+    of_record,
     read,
 )
 from .smooth import Smooth, reached
@@ -34,6 +35,7 @@ class _Carry(NamedTuple):
     rows: list[Array] | None
     tape_t: Array | None
     tape_u: PyTree
+    tape_history: PyTree
     j: Array | None
 
 
@@ -52,7 +54,10 @@ class _Forward:
         for i, tangent in zip(self.moving.which, self.tangents, strict=True):
             zeros[i] = tangent
         dots: Inputs = jtu.tree_unflatten(self.moving.structure, zeros)
-        point = Point(dots.u0, dots.t0 if self.steps.times else None)
+        history = None
+        if jtu.tree_leaves(of_record(self.residuals.record)[2]):
+            history = jax.jvp(self.steps.first_history, (inputs,), (_tangents_of(dots),))[1]
+        point = Point(dots.u0, dots.t0 if self.steps.times else None, history)
         rows, j = None, None
         if self.steps.saves:
             assert inputs.saves is not None
@@ -65,17 +70,9 @@ class _Forward:
             row = jax.jvp(first, (inputs.u0, inputs.save_args, inputs.t0), dot)[1]
             rows = [chosen(initial, x[None], jnp.zeros_like(x)[None]) for x in row]
             j = jnp.sum(initial, dtype=jnp.int32)
-        tape_t, tape_u = None, None
-        record = self.residuals.record
-        if replay.recorded:
-            t, u = (
-                (record.t, record.u)
-                if isinstance(record, Tape)
-                else (getattr(record.carry, "t", None), record.carry.u)
-            )
-            tape_t = None if t is None else jnp.zeros_like(t)
-            tape_u = jtu.tree_map(jnp.zeros_like, u)
-        carry = _Carry(point, rows, tape_t, tape_u, j)
+        recorded = of_record(self.residuals.record) if replay.recorded else (None, None, None)
+        tape_t, tape_u, tape_history = jtu.tree_map(jnp.zeros_like, recorded)
+        carry = _Carry(point, rows, tape_t, tape_u, tape_history, j)
         return vary_alike((carry, self.residuals))[0]
 
     def due(self, j: Array | None, row: Row) -> Array:
@@ -92,7 +89,7 @@ class _Forward:
                 start, self.moving.place(self.leaves, "step", leaves), row, inside
             )
 
-        start = Point(row.u, row.t if self.steps.times else None)
+        start = row.start(self.steps.times)
         primals = self.moving.take(self.primals, "step")
         dots = self.moving.take(self.tangents, "step")
         (_, between), (end, between_dot) = jax.jvp(one, (start, primals), (carry.point, dots))
@@ -163,7 +160,7 @@ class _Forward:
         if t_end is None:
             t_end = jnp.zeros_like(self.inputs.t0)
         rows = reached(carry.rows, self.residuals.saved)
-        return Smooth(rows, carry.point.u, t_end, carry.tape_t, carry.tape_u)
+        return Smooth(rows, carry.point.u, t_end, carry.tape_t, carry.tape_u, carry.tape_history)
 
 
 def _mark(carry: _Carry, number: Array) -> _Carry:
@@ -171,8 +168,12 @@ def _mark(carry: _Carry, number: Array) -> _Carry:
     t = carry.tape_t
     if t is not None and carry.point.t is not None:
         t = put(t, carry.point.t, number)
-    u = jtu.tree_map(lambda buffer, x: put(buffer, x, number), carry.tape_u, carry.point.u)
-    return carry._replace(tape_t=t, tape_u=u)
+    u, history = jtu.tree_map(
+        lambda buffer, x: put(buffer, x, number),
+        (carry.tape_u, carry.tape_history),
+        (carry.point.u, carry.point.history),
+    )
+    return carry._replace(tape_t=t, tape_u=u, tape_history=history)
 
 
 def _tangents_of(tree: PyTree) -> PyTree:

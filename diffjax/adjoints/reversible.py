@@ -18,7 +18,7 @@ import jax.tree_util as jtu
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
-from ..algorithms.base import Algorithm
+from ..algorithms.base import Algorithm, Memory
 from ..algorithms.reversible import Reversible
 from ..stepping.loop import integrate
 from ..stepping.outcome import Keep, Outcome
@@ -116,7 +116,8 @@ def _solve(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep) -> Outcom
         outcome = _solve(plan, jtu.tree_unflatten(structure, leaves), settings, kept)
         tape = outcome.tape
         assert tape is None or isinstance(tape, Tape)
-        end = outcome.u_end, outcome.memory
+        assert outcome.memory is not None
+        end = outcome.u_end, outcome.memory.history
         residuals = ReversibleResiduals(leaves, settings, tape, outcome.saved, outcome.rows, end)
         smooth, rest = _split(_seen(outcome, keep))
         rest = counters.pack(rest)
@@ -152,7 +153,8 @@ def _split(outcome: Outcome) -> tuple[ReversibleSmooth, Outcome]:
     tape, times = outcome.tape, None
     if isinstance(tape, Tape):
         times, tape = (tape.t, tape.dt), tape._replace(t=None, dt=None)
-    smooth = ReversibleSmooth(outcome.rows, outcome.u_end, outcome.t_end, outcome.memory, times)
+    z_end = None if outcome.memory is None else outcome.memory.history
+    smooth = ReversibleSmooth(outcome.rows, outcome.u_end, outcome.t_end, z_end, times)
     rest = outcome._replace(rows=None, u_end=None, t_end=None, memory=None, tape=tape)
     return smooth, rest
 
@@ -162,7 +164,7 @@ def _join(smooth: ReversibleSmooth, rest: Outcome) -> Outcome:
     if isinstance(tape, Tape) and smooth.times is not None:
         tape = tape._replace(t=smooth.times[0], dt=smooth.times[1])
     rest = rest._replace(rows=smooth.rows, u_end=smooth.u_end, t_end=smooth.t_end)
-    return rest._replace(memory=smooth.z_end, tape=tape)
+    return rest._replace(memory=Memory(history=smooth.z_end), tape=tape)
 
 
 class _Reversal(LinearMap):

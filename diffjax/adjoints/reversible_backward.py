@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
+from ..algorithms.base import Memory
 from ..algorithms.reversible import Reversible
 from ..stepping.fixed import fixed_time
 from ..stepping.plan import Settings
@@ -133,7 +134,8 @@ class _Retrace(Retreat):
             if record is None:
                 t = fixed_time(self.replay.plan, inputs, k)
                 t_next = fixed_time(self.replay.plan, inputs, k + 1)
-                return Row(k, t, t_next, jnp.where(live, t_next - t, 1), None, None, live)
+                dt = jnp.where(live, t_next - t, 1)
+                return Row(k, t, t_next, dt, None, Memory(), None, live)
             assert spare is not None
             row = read(record, k, jnp.zeros_like(k), spare)
             return row._replace(active=row.active & live)

@@ -23,6 +23,7 @@ class Smooth(NamedTuple):
     t_end: Array
     tape_t: Array | None
     tape_u: PyTree
+    tape_history: PyTree
 
 
 def names_of(inputs: Inputs) -> list[str]:
@@ -77,15 +78,21 @@ def reached(rows: list[Array] | None, saved: Array | None) -> list[Array] | None
 
 def split(outcome: Outcome) -> tuple[Smooth, Outcome]:
     tape = outcome.tape
-    t, u = None, None
+    t, u, history = None, None, None
     if isinstance(tape, Tape):
         t, u = tape.t, tape.u
+        if tape.past is not None:
+            history = tape.past.history
+            tape = tape._replace(past=tape.past._replace(history=None))
         tape = tape._replace(t=None, u=None)
     elif isinstance(tape, Snapshots):
-        t, u = getattr(tape.carry, "t", None), tape.carry.u
-        cleared = {"u": None} if t is None else {"u": None, "t": None}
-        tape = tape._replace(carry=tape.carry._replace(**cleared))
-    smooth = Smooth(outcome.rows, outcome.u_end, outcome.t_end, t, u)
+        carry = tape.carry
+        t, u, history = getattr(carry, "t", None), carry.u, carry.memory.history
+        cleared = {"u": None, "memory": carry.memory._replace(history=None)}
+        if t is not None:
+            cleared["t"] = None
+        tape = tape._replace(carry=carry._replace(**cleared))
+    smooth = Smooth(outcome.rows, outcome.u_end, outcome.t_end, t, u, history)
     return smooth, outcome._replace(rows=None, u_end=None, t_end=None, tape=tape)
 
 
@@ -93,8 +100,11 @@ def join(smooth: Smooth, rest: Outcome) -> Outcome:
     tape = rest.tape
     if isinstance(tape, Tape):
         tape = tape._replace(t=smooth.tape_t, u=smooth.tape_u)
+        if tape.past is not None:
+            tape = tape._replace(past=tape.past._replace(history=smooth.tape_history))
     elif isinstance(tape, Snapshots):
-        fields = {"u": smooth.tape_u}
+        memory = tape.carry.memory._replace(history=smooth.tape_history)
+        fields = {"u": smooth.tape_u, "memory": memory}
         if smooth.tape_t is not None:
             fields["t"] = smooth.tape_t
         tape = tape._replace(carry=tape.carry._replace(**fields))

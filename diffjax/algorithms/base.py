@@ -73,25 +73,49 @@ class Field(eqx.Module):
         return not any(v is time for v in [*used, *self.jaxpr.outvars])
 
 
+class Memory(NamedTuple):
+    """What a step hands to the next beside the state; parts that a method has not are None.
+
+    - `history`: past values that shape the next step, of real or complex numbers. They carry a
+        derivative and are kept with every step on a tape.
+    - `choice`: what was decided for the next step (an order, the side of a switch, counters). It
+        is kept on a tape too, and frozen when the step is replayed.
+    - `cache`: what only saves work. It may be dropped at any time, for that of `Algorithm.init`.
+    """
+
+    history: PyTree = None
+    choice: PyTree = None
+    cache: PyTree = None
+
+    @property
+    def lasting(self) -> "Memory":
+        """Without what may be dropped."""
+        return self._replace(cache=None)
+
+
 class StepResult(NamedTuple):
     """What one attempted step gives back.
 
     - `u`: the state at the end of the step.
     - `error`: scaled error norm, to be accepted at or below 1; None if the method has no estimate.
     - `ok`: False if the step must be rejected whatever its error (a failed Newton solve).
-    - `memory`, `memory_if_rejected`: what the next step gets if this one is accepted, rejected.
+    - `memory`, `memory_if_rejected`: what the next step gets if this one is accepted, rejected. A
+        rejected step leaves the history as it was.
     - `stages`: what `dense` needs.
     - `counts`: the work of this step that differs from step to step, a number for each name in the
         algorithm's `counted`; None if that is empty.
+    - `dt_next`: the size that the method itself proposes for the next attempt, whether this one is
+        accepted or not; None leaves it to the step controller.
     """
 
     u: State
     error: Float[Array, ""] | None
     ok: bool | Array
-    memory: PyTree
-    memory_if_rejected: PyTree
+    memory: Memory
+    memory_if_rejected: Memory
     stages: PyTree
     counts: Int[Array, " counted"] | None = None
+    dt_next: Float[Array, ""] | None = None
 
 
 class Algorithm(eqx.Module):
@@ -146,14 +170,19 @@ class Algorithm(eqx.Module):
         """Work of one call of `dense`; empty if it only rearranges what the step computed."""
         raise NotImplementedError
 
-    def init(self, field: Field, t: Array, u: State) -> PyTree:
+    def init(self, field: Field, t: Array, u: State) -> Memory:
         """The memory before the first step."""
         raise NotImplementedError
 
+    def recall(self, field: Field, t: Array, u: State, lasting: Memory) -> Memory:
+        """The memory of a step that is taken again, of which only the lasting part was kept."""
+        return lasting._replace(cache=self.init(field, t, u).cache)
+
     def step(
-        self, field: Field, t: Array, dt: Array, u: State, memory: PyTree, norm: Norm | None
+        self, field: Field, t: Array, dt: Array, u: State, memory: Memory, norm: Norm | None
     ) -> StepResult:
-        """Attempt a step from (t, u) to t + dt; `norm=None` asks for no error estimate."""
+        """Attempt a step from (t, u) to t + dt; `norm=None` asks for no error estimate, and for
+        none of the decisions that would follow from one."""
         raise NotImplementedError
 
     def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:

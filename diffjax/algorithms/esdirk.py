@@ -22,7 +22,7 @@ from ..linear.coordinates import Coordinates
 from ..linear.dense import factorize
 from ..linear.newton import Stop, implicit_solution, newton, relative_size, trusted
 from ..linear.reuse import KEPT, Matrices, renewed
-from .base import Field, Norm, State, StepResult, TableauMethod
+from .base import Field, Memory, Norm, State, StepResult, TableauMethod
 from .implicit import VectorField, derivative
 from .stages import combine, evaluate_extension
 from .tableaus.esdirk import ESDIRKTableau
@@ -36,7 +36,7 @@ _FAILED_ERROR = 2.0
 _SLOW = 0.05
 
 
-class Memory(NamedTuple):
+class _Cache(NamedTuple):
     """What a step hands to the next.
 
     - `slope`: the derivative at its end; None if the first stage is implicit.
@@ -109,7 +109,7 @@ class ESDIRK(TableauMethod):
         if self.tableau.explicit_first:
             slope = coordinates.flatten(derivative(field, t, u))
         matrices = Matrices.none(n, dtype) if n > KEPT else None
-        return Memory(slope, jnp.ones((), dtype), matrices)
+        return Memory(cache=_Cache(slope, jnp.ones((), dtype), matrices))
 
     def step(
         self, field: Field, t: Array, dt: Array, u: State, memory: Memory, norm: Norm | None
@@ -118,9 +118,10 @@ class ESDIRK(TableauMethod):
         start = coordinates.flatten(u)
         h = dt.astype(start.dtype)
         solver = _StageSolver(self.tableau, *jax.lax.stop_gradient((field, t, h, u)), norm)
-        solved = solver.solve(jax.lax.stop_gradient(memory))
+        cache: _Cache = memory.cache
+        solved = solver.solve(jax.lax.stop_gradient(cache))
         done = solved.attempt
-        stages, end = self._with_derivatives(field, t, h, u, memory.slope, done.stages)
+        stages, end = self._with_derivatives(field, t, h, u, cache.slope, done.stages)
         u_end = coordinates.unflatten(end)
         error, work = None, solved.work
         if norm is not None:
@@ -132,8 +133,10 @@ class ESDIRK(TableauMethod):
             u=u_end,
             error=error,
             ok=done.converged,
-            memory=Memory(slope, done.rate, accepted),
-            memory_if_rejected=Memory(memory.slope, jnp.ones_like(done.rate), rejected),
+            memory=Memory(cache=_Cache(slope, done.rate, accepted)),
+            memory_if_rejected=Memory(
+                cache=_Cache(cache.slope, jnp.ones_like(done.rate), rejected)
+            ),
             stages=tuple(stages),
             counts=jnp.stack(work),
         )
@@ -232,12 +235,12 @@ class _StageSolver:
         eps = float(jnp.finfo(coordinates.dtype).eps)
         self.stop, self.size = Stop.at_tolerance(size(eps * self.start, self.start)), size
 
-    def solve(self, memory: Memory) -> _Solved:
-        if memory.matrices is not None:
-            return self._solve_with(memory, memory.matrices)
+    def solve(self, cache: _Cache) -> _Solved:
+        if cache.matrices is not None:
+            return self._solve_with(cache, cache.matrices)
         jacobian = self.jacobian()
         inverse = factorize(self.view.shifted(self.scale, jacobian))
-        done = self.attempt(memory, inverse)
+        done = self.attempt(cache, inverse)
         return _Solved(
             attempt=done,
             matrices=None,
@@ -246,7 +249,7 @@ class _StageSolver:
             regular=jnp.all(jnp.isfinite(jacobian)),
         )
 
-    def _solve_with(self, memory: Memory, matrices: Matrices) -> _Solved:
+    def _solve_with(self, cache: _Cache, matrices: Matrices) -> _Solved:
         """With matrices that are kept; should they not do, once more with new ones."""
 
         def attempt(
@@ -257,7 +260,7 @@ class _StageSolver:
             new, njac, nfactor = renewed(
                 old, self.scale, self.jacobian, self.view.shifted, old.outdated | again
             )
-            done = self.attempt(memory, lambda b: new.solve(self.scale, b))
+            done = self.attempt(cache, lambda b: new.solve(self.scale, b))
             work = _work(done, njac, nfactor)
             return new, done, _Work(*(x + y for x, y in zip(before, work, strict=True)))
 
@@ -270,7 +273,7 @@ class _StageSolver:
         blank = _Attempt(
             [jnp.zeros_like(self.start)] * count,
             jnp.zeros((), bool),
-            memory.rate,
+            cache.rate,
             zero,
         )
         state = matrices, blank, _Work(*[zero] * len(_Work._fields))
@@ -288,12 +291,12 @@ class _StageSolver:
     def jacobian(self) -> Matrix:
         return self.view.value_and_jacobian(self.t, self.start)[1]
 
-    def attempt(self, memory: Memory, solve: Callable[[Vector], Vector]) -> _Attempt:
+    def attempt(self, cache: _Cache, solve: Callable[[Vector], Vector]) -> _Attempt:
         tableau, gamma, view, h = self.tableau, self.tableau.gamma, self.view, self.h
-        known = [] if memory.slope is None else [h * memory.slope]
+        known = [] if cache.slope is None else [h * cache.slope]
         first = len(known)
         converged, measured = jnp.ones((), bool), jnp.zeros((), bool)
-        rate, iterations = trusted(memory.rate), jnp.zeros((), jnp.int32)
+        rate, iterations = trusted(cache.rate), jnp.zeros((), jnp.int32)
         for a, c, predictor in _implicit_stages(tableau):
             base = _plus(self.start, a, known)
             residual = _residual(view, gamma, self.t + (c * h).astype(self.t.dtype), h, base)

@@ -14,7 +14,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .base import Field, Norm, State, StepResult, TableauMethod
+from .base import Field, Memory, Norm, State, StepResult, TableauMethod
 from .stages import advance, combine, evaluate_extension, scaled
 from .tableaus.base import ButcherTableau
 
@@ -51,14 +51,14 @@ class ExplicitRungeKutta(TableauMethod):
     def step_counts(self) -> dict[str, int]:
         return {"nf": self.tableau.stages - (1 if self.tableau.fsal else 0)}
 
-    def init(self, field: Field, t: Array, u: State) -> PyTree:
-        return field.f(t, u) if self.tableau.fsal else None
+    def init(self, field: Field, t: Array, u: State) -> Memory:
+        return Memory(cache=field.f(t, u) if self.tableau.fsal else None)
 
     def step(
-        self, field: Field, t: Array, dt: Array, u: State, memory: PyTree, norm: Norm | None
+        self, field: Field, t: Array, dt: Array, u: State, memory: Memory, norm: Norm | None
     ) -> StepResult:
         tableau = self.tableau
-        first = field.f(t, u) if memory is None else memory
+        first = field.f(t, u) if memory.cache is None else memory.cache
         stages = self._stages(field, t, dt, u, [first], tableau.a, tableau.c)
         u_end = advance(u, dt, tableau.b, stages)
         error = None if norm is None else self._error(dt, u, u_end, stages, norm)
@@ -66,7 +66,7 @@ class ExplicitRungeKutta(TableauMethod):
             u=u_end,
             error=error,
             ok=True,
-            memory=stages[-1] if tableau.fsal else None,
+            memory=Memory(cache=stages[-1] if tableau.fsal else None),
             memory_if_rejected=memory,
             stages=tuple(stages),
         )

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
-from .base import Algorithm, Field, Norm, State, StepResult
+from .base import Algorithm, Field, Memory, Norm, State, StepResult
 
 
 class Reversible(Algorithm):
@@ -68,8 +68,8 @@ class Reversible(Algorithm):
     def dense_counts(self) -> dict[str, int]:
         return self.alg.dense_counts
 
-    def init(self, field: Field, t: Array, u: State) -> PyTree:
-        return u
+    def init(self, field: Field, t: Array, u: State) -> Memory:
+        return Memory(history=u)
 
     def half(
         self, field: Field, t: Array, dt: Array, u: State, norm: Norm | None = None
@@ -78,9 +78,9 @@ class Reversible(Algorithm):
         return self.alg.step(field, t, dt, u, self.alg.init(field, t, u), norm)
 
     def step(
-        self, field: Field, t: Array, dt: Array, u: State, memory: PyTree, norm: Norm | None
+        self, field: Field, t: Array, dt: Array, u: State, memory: Memory, norm: Norm | None
     ) -> StepResult:
-        y, z = u, memory
+        y, z = u, memory.history
         forth = self.half(field, t, dt, z, norm)
         y_end = self._coupled(forth.u, y, z)
         back = self.half(field, t + dt, -dt, y_end)
@@ -88,8 +88,8 @@ class Reversible(Algorithm):
             u=y_end,
             error=self._error(forth.error, back.u, y, z, y_end, norm),
             ok=forth.ok,
-            memory=jtu.tree_map(lambda z, y, b: z + (y - b), z, y_end, back.u),
-            memory_if_rejected=z,
+            memory=Memory(history=jtu.tree_map(lambda z, y, b: z + (y - b), z, y_end, back.u)),
+            memory_if_rejected=memory,
             stages=(z, forth.stages),
         )
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from ..linear.coordinates import Coordinates
 from ..linear.dense import factorize
-from .base import Field, Norm, State, StepResult, TableauMethod
+from .base import Field, Memory, Norm, State, StepResult, TableauMethod
 from .implicit import VectorField
 from .stages import combine, evaluate_extension
 from .tableaus.rosenbrock import RosenbrockTableau
@@ -37,11 +37,11 @@ class Rosenbrock(TableauMethod):
         stages = self.tableau.stages
         return {"nf": stages, "njac": 1, "nfactor": 1, "nsolve": stages}
 
-    def init(self, field: Field, t: Array, u: State) -> PyTree:
-        return None
+    def init(self, field: Field, t: Array, u: State) -> Memory:
+        return Memory()
 
     def step(
-        self, field: Field, t: Array, dt: Array, u: State, memory: PyTree, norm: Norm | None
+        self, field: Field, t: Array, dt: Array, u: State, memory: Memory, norm: Norm | None
     ) -> StepResult:
         tableau, view = self.tableau, VectorField(field, u)
         coordinates = view.coordinates
@@ -56,8 +56,8 @@ class Rosenbrock(TableauMethod):
             u=u_end,
             error=error,
             ok=True,
-            memory=None,
-            memory_if_rejected=None,
+            memory=memory,
+            memory_if_rejected=memory,
             stages=tuple(stages),
         )
 

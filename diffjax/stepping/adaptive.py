@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..algorithms.base import State
+from ..algorithms.base import Memory, State, StepResult
 from .initial_step import initial_step
 from .plan import Inputs, Plan, Settings, scaled_norm
 from .status import ReturnCode
@@ -38,7 +38,7 @@ class AdaptiveState(NamedTuple):
     t_low: Float[Array, ""] | None
     u: State
     dt: Float[Array, ""]
-    memory: PyTree
+    memory: Memory
     control: PyTree
     naccept: Int[Array, ""]
     nreject: Int[Array, ""]
@@ -151,7 +151,7 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         if active is not None:
             accepted = accepted & active
         t, t_low = _advance_time(c.t, c.t_low, dt, landing, target)
-        next_dt, control = self._next_dt(c, dt, error, result.ok, accepted, landing)
+        next_dt, control = self._next_dt(c, dt, error, result, accepted, landing)
         step = accepted.astype(jnp.int32)
         on_stop = landing if self.limit is None else landing & (stop <= self.limit)
         tried = 1 if active is None else active.astype(jnp.int32)
@@ -160,7 +160,7 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
             t_low=None if t_low is None else where(accepted, t_low, c.t_low),
             u=where(accepted, result.u, c.u),
             dt=next_dt if active is None else jnp.where(active, next_dt, c.dt),
-            memory=where(accepted, result.memory, result.memory_if_rejected),
+            memory=_memory(c.memory, result, accepted, active),
             control=control,
             naccept=c.naccept + step,
             nreject=c.nreject + (tried - step),
@@ -174,22 +174,25 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         self.report_progress(c, state)
         index = jnp.zeros((), jnp.int32) if c.next_stop is None else c.next_stop
         landed = jnp.where(on_stop, index, -1)
-        return state, Record(Step(c.t, dt, c.u, result.stages), accepted, landed)
+        return state, Record(Step(c.t, dt, c.u, c.memory.lasting, result.stages), accepted, landed)
 
     def _next_dt(
         self,
         c: AdaptiveState,
         dt: Array,
         error: Array,
-        ok: bool | Array,
+        result: StepResult,
         accepted: Array,
         landing: Array,
     ) -> tuple[Array, PyTree]:
-        controller = self.plan.controller
+        controller, ok = self.plan.controller, result.ok
         assert controller is not None
-        factor, control = controller.factor(
-            error, accepted, c.naccept == 0, c.control, self.plan.error_exponent
-        )
+        if result.dt_next is None:
+            factor, control = controller.factor(
+                error, accepted, c.naccept == 0, c.control, self.plan.error_exponent
+            )
+        else:
+            factor, control = jax.lax.stop_gradient(result.dt_next / dt), c.control
         if c.iterations is not None:
             factor = jnp.where(ok, factor, FAILURE_FACTOR)
             factor = jnp.where(c.iterations.failed & accepted, jnp.minimum(factor, 1), factor)
@@ -204,6 +207,14 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
             proposed = jnp.maximum(proposed, self.settings.dtmin)
         stuck = jnp.where(jnp.isfinite(error), jnp.where(ok, 0.0, -1.0), jnp.nan)
         return jnp.where(hopeless, stuck, proposed), control
+
+
+def _memory(old: Memory, result: StepResult, accepted: Array, active: Array | None) -> Memory:
+    """What the next attempt remembers; of a solve that has ended, what it decided last."""
+    memory = where(accepted, result.memory, result.memory_if_rejected)
+    if active is None:
+        return memory
+    return memory._replace(choice=where(active, memory.choice, old.choice))
 
 
 def _advance_time(

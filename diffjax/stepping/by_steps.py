@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .lanes import any_lane
@@ -22,6 +23,8 @@ from .varying import vary_alike
 
 # How many more attempts a segment may need when it is taken again (see `retape_segment`).
 _SPARE_ATTEMPTS = 8
+# The most that the past of a segment that is taken again may differ from what it was.
+_SAME_PAST = 1e-3
 
 
 class _Saving(NamedTuple):
@@ -69,7 +72,8 @@ class ByStepsDriver:
         zero = jnp.zeros((), jnp.int32)
         if tape_length is not None:
             keep = self.keep
-            tape = new_tape(tape_length, inputs, landings=keep.landings, states=keep.states)
+            past = carry.memory.lasting if keep.states else None
+            tape = new_tape(tape_length, inputs, past, landings=keep.landings, states=keep.states)
         saved = self._initial_saves() if saving and inputs.saves is not None else None
         loop = _BySteps(carry, carry.steps, zero, saved, tape, zero)
         return vary_alike((loop, inputs, self.settings))[0]
@@ -170,7 +174,7 @@ class ByStepsDriver:
         saving = loop.saving
         rows, saved = (None, None) if saving is None else (saving.rows, saving.saved)
         outcome = outcome_of(self.stepper, loop.carry, rows, tape, loop.ndense, saved)
-        return outcome._replace(memory=loop.carry.memory) if self.keep.memory else outcome
+        return outcome._replace(memory=loop.carry.memory.lasting) if self.keep.memory else outcome
 
 
 def by_steps(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, *, many: bool) -> Outcome:
@@ -191,21 +195,20 @@ def by_segments(
     assert keep.segments is not None
     length = segment_length(plan, keep.segments)
     loop = driver.start(driver.stepper.init(), None, saving=True)
-    # What `memory` holds is computed again from the state when the segment is. One row more is
-    # where the last segment ended.
-    blank = Snapshots.new(keep.segments + 1, loop.carry._replace(memory=None))
+    # One row more is where the last segment ended.
+    blank = Snapshots.new(keep.segments + 1, _lasting(loop.carry))
     snapshots = vary_alike((blank, loop))[0]
 
     def segment(state: tuple[_BySteps, Snapshots]) -> tuple[_BySteps, Snapshots]:
         loop, snapshots = state
-        snapshots = snapshots.write(loop.iteration // length, loop.carry._replace(memory=None))
+        snapshots = snapshots.write(loop.iteration // length, _lasting(loop.carry))
         return driver.run(loop, length), snapshots
 
     loop, snapshots = jax.lax.while_loop(
         lambda state: driver.active(state[0]), segment, (loop, snapshots)
     )
     used = -(-loop.iteration // length)
-    snapshots = snapshots.write(used, loop.carry._replace(memory=None))
+    snapshots = snapshots.write(used, _lasting(loop.carry))
     return driver.finish(loop, snapshots._replace(used=used))
 
 
@@ -224,14 +227,30 @@ def retape_segment(
     stepper = driver.stepper
     assert keep.segments is not None
     length = segment_length(plan, keep.segments) + (_SPARE_ATTEMPTS if adaptive else 0)
-    memory = plan.alg.init(stepper.field, stepper.time(start), start.u)
+    memory = plan.alg.recall(stepper.field, stepper.time(start), start.u, start.memory)
     carry = start._replace(memory=memory)
     loop = driver.run(driver.start(carry, length, saving=False), length)
     tape = driver.close(loop)
     if not adaptive:
         return tape
-    # Should they not suffice, the derivative must not look like one.
-    return tape._replace(dt=jnp.where(loop.carry.t >= end.t, tape.dt, jnp.nan))
+    # Should they not suffice, or end in another past, the derivative must not look like one.
+    same = (loop.carry.t >= end.t) & _nearly(loop.carry.memory.history, end.memory.history)
+    return tape._replace(dt=jnp.where(same, tape.dt, jnp.nan))
+
+
+def _lasting(carry: Any) -> Any:
+    """A loop's state without what is computed again when its steps are taken again."""
+    return carry._replace(memory=carry.memory.lasting)
+
+
+def _nearly(history: PyTree, other: PyTree) -> Bool[Array, ""]:
+    """Whether two histories differ only by rounding and what iterations left of their tolerance."""
+
+    def near(x: Array, y: Array) -> Array:
+        return jnp.max(jnp.abs(x - y)) <= _SAME_PAST * jnp.max(jnp.abs(y))
+
+    leaves = jtu.tree_leaves(jtu.tree_map(near, history, other))
+    return jnp.all(jnp.stack(leaves)) if leaves else jnp.asarray(True)
 
 
 def segment_length(plan: Plan, segments: int) -> int:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..algorithms.base import Algorithm, Field
+from ..algorithms.base import Algorithm, Field, Memory
 from .equation import trace_equation
 from .layout import Layout
 
@@ -23,6 +23,7 @@ class DenseOutput(eqx.Module):
 
     t: Float[Array, " rows"]
     u: PyTree
+    past: Memory
     used: Int[Array, ""]
     direction: Any
     alg: Algorithm
@@ -48,7 +49,7 @@ class DenseOutput(eqx.Module):
         t, u = self.t[k], jtu.tree_map(lambda x: x[k], self.u)
         moving = self.used > 0
         dt = jnp.where(moving, self.t[k + 1] - t, 1)
-        memory = self.alg.init(field, t, u)
+        memory = self.alg.recall(field, t, u, jtu.tree_map(lambda x: x[k], self.past))
         stages = self.alg.step(field, t, dt, u, memory, None).stages
         coefficients = self.alg.dense(field, t, dt, u, stages)
         value = self.alg.interpolate(coefficients, jnp.where(moving, (tau - t) / dt, 0))

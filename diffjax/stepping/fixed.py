@@ -5,9 +5,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
-from ..algorithms.base import State
+from ..algorithms.base import Memory, State
 from .plan import Inputs, Plan
 from .status import ReturnCode
 from .stepper import Counts, Iterations, Record, Step, Stepper
@@ -18,7 +18,7 @@ class FixedState(NamedTuple):
 
     done: Int[Array, ""]
     u: State
-    memory: PyTree
+    memory: Memory
     iterations: Iterations | None
 
     @property
@@ -82,7 +82,7 @@ class FixedStepper(Stepper[FixedState]):
         state = FixedState(c.done + 1, u, result.memory, iterations)
         self.report_progress(c, state)
         landed = jnp.full((), -1, jnp.int32)
-        return state, Record(Step(t, dt, c.u, result.stages), True, landed)
+        return state, Record(Step(t, dt, c.u, c.memory.lasting, result.stages), True, landed)
 
     def counts(self, c: FixedState) -> Counts:
         return Counts(c.done, jnp.zeros((), jnp.int32))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..algorithms.base import State
+from ..algorithms.base import Memory, State
 from .adaptive import AdaptiveStepper
 from .fixed import FixedStepper
 from .lanes import any_lane
@@ -28,7 +28,7 @@ class Keep:
     - `tape`: all of them; without `states` only when they were.
     - `segments`: the loop's state at the start of each of this many segments.
     - `landings`: which steps were cut to end on a given time.
-    - `memory`: what the algorithm remembers at the end.
+    - `memory`: the lasting part of what the algorithm remembers at the end.
     """
 
     tape: bool = False
@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
     - `tape`: the accepted steps, if asked for.
     - `final`: the next step's size and the controller's memory; None for fixed steps.
     - `saved`: how many save times were reached.
-    - `memory`: what the algorithm remembers at the end, if asked for.
+    - `memory`: the lasting part of what the algorithm remembers at the end, if asked for.
     - `work`: what was done beside steps that all cost the same, by name of the statistic.
     """
 
@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
     nreject: Int[Array, ""]
     ndense: Int[Array, ""]
     saved: Int[Array, ""] | None
-    memory: PyTree = None
+    memory: Memory | None = None
     work: dict[str, Array] | None = None
 
 

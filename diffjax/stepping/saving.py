@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Int, PyTree
 
+from ..algorithms.base import Memory
 from .outcome import Outcome, make_stepper, outcome_of, step_to_end
 from .plan import Inputs, Plan, Settings
 from .stepper import Step, Stepper
@@ -43,7 +44,7 @@ class Saver:
         _, record = jax.eval_shape(partial(self.stepper.attempt, masked=False), carry)
         stages = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), record.step.stages)
         t0 = self.inputs.t0
-        return Step(t0, jnp.ones_like(t0), self.inputs.u0, stages)
+        return Step(t0, jnp.ones_like(t0), self.inputs.u0, Memory(), stages)
 
     def blank_coefficients(self, step: Step) -> PyTree:
         """Zero coefficients, whose extension is the initial state."""
@@ -76,7 +77,7 @@ def by_saves(plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
 
     def advance(loop: _BySaves) -> _BySaves:
         carry, record = stepper.attempt(loop.carry, masked=False)
-        return loop._replace(carry=carry, step=record.step)
+        return loop._replace(carry=carry, step=record.step._replace(past=Memory()))
 
     def refreshed(loop: _BySaves) -> _BySaves:
         if not saver.lazy:

@@ -9,18 +9,20 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..algorithms.base import State, StepResult
+from ..algorithms.base import Memory, State, StepResult
 from .plan import Inputs, Plan
 
 Carry = TypeVar("Carry")
 
 
 class Step(NamedTuple):
-    """A step from `(t, u)` to `t + dt`, and the stages that its extension is made of."""
+    """A step from `(t, u)` to `t + dt`, with the lasting memory that it was taken with and the
+    stages that its extension is made of."""
 
     t: Float[Array, ""]
     dt: Float[Array, ""]
     u: State
+    past: Memory
     stages: PyTree
 
 

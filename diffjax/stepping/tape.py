@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, Int, PyTree
 
+from ..algorithms.base import Memory
 from .plan import Inputs
 from .stepper import Record, Stepper
 
@@ -25,12 +26,14 @@ class Tape(NamedTuple):
     Row k is the step that starts at `t[k]` in state `u[k]`; one row more is the end of the last. A
     rejected attempt is kept as a row with `dt` zero when lanes of a `vmap` share their row numbers.
     `u` is None on a tape of times alone. `landed` is the stop a step was cut to end on, -1 if none;
-    it is kept only for a derivative with respect to times.
+    it is kept only for a derivative with respect to times. `past` is the lasting memory that a step
+    was taken with; of most methods it has no leaves.
     """
 
     t: Float[Array, " rows+1"]
     dt: Float[Array, " rows+1"]
     u: PyTree
+    past: Memory | None
     landed: Int[Array, " rows+1"] | None
     used: Int[Array, ""]
 
@@ -41,6 +44,7 @@ class Tape(NamedTuple):
             t=put(self.t, step.t, number),
             dt=put(self.dt, jnp.where(record.accepted, step.dt, 0), number),
             u=self._with_state(step.u, number),
+            past=self._with_past(step.past, number),
             landed=None if self.landed is None else put(self.landed, record.landed, number),
         )
 
@@ -49,6 +53,7 @@ class Tape(NamedTuple):
         return self._replace(
             t=put(self.t, stepper.time(carry), used),
             u=self._with_state(stepper.state(carry), used),
+            past=self._with_past(carry.memory.lasting, used),
             used=used,
         )
 
@@ -57,14 +62,25 @@ class Tape(NamedTuple):
             return None
         return jtu.tree_map(lambda buffer, x: put(buffer, x, number), self.u, u)
 
+    def _with_past(self, past: Memory, number: Array) -> Memory | None:
+        if self.past is None:
+            return None
+        return jtu.tree_map(lambda buffer, x: put(buffer, x, number), self.past, past)
 
-def new_tape(length: int, inputs: Inputs, *, landings: bool, states: bool) -> Tape:
+
+def new_tape(
+    length: int, inputs: Inputs, past: Memory | None, *, landings: bool, states: bool
+) -> Tape:
     dtype = inputs.t0.dtype
-    like = inputs.u0 if states else None
+
+    def rows(like: PyTree) -> PyTree:
+        return jtu.tree_map(lambda x: jnp.zeros((length + 1, *x.shape), x.dtype), like)
+
     return Tape(
         t=jnp.zeros(length + 1, dtype),
         dt=jnp.zeros(length + 1, dtype),
-        u=jtu.tree_map(lambda x: jnp.zeros((length + 1, *x.shape), x.dtype), like),
+        u=rows(inputs.u0 if states else None),
+        past=rows(past),
         landed=jnp.full(length + 1, -1, jnp.int32) if landings else None,
         used=jnp.zeros((), jnp.int32),
     )
