@@ -5,13 +5,11 @@ Shared by the tests and by the table that `benchmarks/stiff_accuracy.py` prints.
 """
 
 import math
-from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.integrate import solve_ivp
 from scipy.special import ellipj
 
 import diffjax as dj
@@ -46,11 +44,18 @@ def beam(u: Any, p: Any, t: Any) -> Any:
     v = bending + n**2 * force * (jnp.cos(angle) + jnp.sin(angle))
     between = angle[1:] - angle[:-1]
     cos, sin = -jnp.cos(between), jnp.sin(between)
-    c = jnp.diag(jnp.full(n, 2.0).at[0].set(1.0).at[-1].set(3.0))
-    c = c + jnp.diag(cos, 1) + jnp.diag(cos, -1)
-    d = jnp.diag(sin, 1) - jnp.diag(sin, -1)
-    w = jnp.linalg.solve(c, d @ v + velocity**2)
-    return jnp.concatenate([velocity, c @ v + d @ w])
+    diagonal = jnp.full(n, 2.0).at[0].set(1.0).at[-1].set(3.0)
+    none = jnp.zeros(1)
+
+    def tridiagonal(lower: Any, upper: Any, x: Any) -> Any:
+        above, below = upper * x[1:], lower * x[:-1]
+        return jnp.concatenate([above, none]) + jnp.concatenate([none, below])
+
+    right = tridiagonal(-sin, sin, v) + velocity**2
+    lower, upper = jnp.concatenate([none, cos]), jnp.concatenate([cos, none])
+    w = jax.lax.linalg.tridiagonal_solve(lower, diagonal, upper, right[:, None])[:, 0]
+    acceleration = diagonal * v + tridiagonal(cos, cos, v) + tridiagonal(-sin, sin, w)
+    return jnp.concatenate([velocity, acceleration])
 
 
 def brusselator(w: Any, p: Any, t: Any) -> Any:
@@ -146,30 +151,34 @@ MASS = {
     "pendulum_index1": np.array([1.0, 1.0, 1.0, 1.0, 0.0]),
     "mass_matrix_linear": AFFINE.p,
 }
-# The absolute tolerance over the relative one: below the smallest component that matters.
+# The absolute tolerance over the relative one: below the smallest component that matters. The test
+# set's 1.7e-24 for E5, whatever the relative one, is 2 % of what is left at the end.
 ATOL = {
     "ROBER": 1e-8,
+    "E5": 1e-22,
     "HIRES": 1e-2,
     "VDPOL_mu1000": 1.0,
     "CHEMAKZO_ODE": 1e-2,
     "ROBER_DAE": 1e-6,
     "CHEMAKZO_DAE": 1e-2,
 }
-# Whatever the relative one.
-FIXED_ATOL = {"E5": 1.7e-24}
+# Where two digits against the tolerance are too much to ask: what is, at each tolerance.
+BEYOND_TWO_DIGITS = {
+    # Three times the errors of SciPy 1.17's Radau: an oscillation at the clamped end, of 1e-5, is
+    # faster than the steps.
+    "BEAM": (5.4e-3, 1.05e-3, 3.3e-5),
+    # The constraint, differentiated twice, multiplies errors by a thousand until the end: those of
+    # SciPy 1.17's LSODA on the first four equations.
+    "pendulum_index1": (2.4e-1, 2.5e-3, 6.5e-6),
+}
 # The components whose reference is known, of problems where not all are.
 COMPONENTS = {"BRUSS1D_N500": np.asarray(DATA["BRUSS1D_N500"]["reference"]["components_0based"])}
-
-
-def absolute_tolerance(case: Case, rtol: float) -> float:
-    """What goes with `rtol`."""
-    return FIXED_ATOL.get(case.name, rtol * ATOL.get(case.name, 1.0))
 
 
 def solve(case: Case, method: str, rtol: float, **options: Any) -> dj.Solution:
     """The problem by the method of that name."""
     prob = case.ode(mass_matrix=MASS.get(case.name))
-    options = {"atol": absolute_tolerance(case, rtol), "max_steps": 30_000, **options}
+    options = {"atol": rtol * ATOL.get(case.name, 1.0), "max_steps": 30_000, **options}
     return dj.solve(prob, BY_NAME[method].make(), rtol=rtol, **options)
 
 
@@ -187,18 +196,7 @@ def error(case: Case, end: Any) -> float:
     return float(np.max(np.abs(got[alive] / wanted[alive] - 1)))
 
 
-@cache
-def radau(case: Case, rtol: float) -> float:
-    """SciPy's error at the same tolerance."""
-    field = jax.jit(lambda t, u: case.field(u, None if case.p is None else jnp.asarray(case.p), t))
-    sol = solve_ivp(
-        lambda t, u: np.asarray(field(t, u)),
-        case.tspan,
-        case.u0,
-        method="Radau",
-        jac=jax.jit(jax.jacfwd(lambda t, u: field(t, u), argnums=1)),
-        rtol=rtol,
-        atol=absolute_tolerance(case, rtol),
-    )
-    assert sol.success
-    return error(case, sol.y[:, -1])
+def allowed(case: Case, rtol: float) -> float:
+    """The error that is accepted: two digits lost against the tolerance, or as noted."""
+    beyond = BEYOND_TWO_DIGITS.get(case.name)
+    return max(100 * rtol, 0.0 if beyond is None else beyond[TOLERANCES.index(rtol)])
