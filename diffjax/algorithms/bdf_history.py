@@ -102,17 +102,17 @@ def on_equal_steps(history: History, h: Scalar, order: Order) -> Past:
     Source: Shampine, Reichelt, The MATLAB ODE Suite, SIAM J. Sci. Comput. 18, 1997, section 2.1.
     """
     count = history.differences.shape[0]
-    number = jnp.arange(1, count + 1)
+    number = jnp.arange(1, count + 1, dtype=order.dtype)
     ratio = h / jnp.where(history.steps[0] == 0, 1, history.steps[0])
     # P at the new points is u(0) plus (-1)^i binomial(ratio*j, i) D_i, j steps back.
     s = ratio * number.astype(h.dtype)
     values = running(jnp.multiply, [(m - s) / (m + 1) for m in range(count)])
     binomials = jnp.asarray(_BINOMIALS[:count, None, :count], h.dtype)
-    matrix = jnp.sum(binomials * values, axis=2)
+    matrix = jnp.sum(binomials * values[None], axis=2)
     # Above the order no more is known than that D_j goes as the step to the power j.
     of, to = number[None, :], number[:, None]
     matrix = jnp.where((of >= to) & ((of <= order) | (of == to)), matrix, 0)
-    differences = jnp.sum(matrix[:, :, None] * history.differences, axis=1)
+    differences = jnp.sum(matrix[:, :, None] * history.differences[None], axis=1)
     return Past(differences, jnp.arange(1, count + 2).astype(h.dtype), h[None])
 
 
@@ -127,7 +127,8 @@ def pick(order: Order, rows: Array) -> Array:
 
 
 def _numbers(rows: Array) -> Int[Array, " k *ones"]:
-    return jnp.arange(1, rows.shape[0] + 1).reshape((-1,) + (1,) * (rows.ndim - 1))
+    numbers = jnp.arange(1, rows.shape[0] + 1, dtype=jnp.int32)
+    return numbers.reshape((-1,) + (1,) * (rows.ndim - 1))
 
 
 def running(combine: Callable[[Array, Array], Array], terms: Sequence[Array]) -> Array:
