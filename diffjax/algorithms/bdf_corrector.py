@@ -81,8 +81,8 @@ class Work(NamedTuple):
 
 
 class Solved(NamedTuple):
-    """The last attempt at a correction, without derivative; `regular` says that the Jacobian is
-    finite."""
+    """The last attempt at a correction, without derivative; `regular` says that what it came to is
+    finite, and so is the Jacobian."""
 
     done: NewtonResult
     matrices: Matrices | None
@@ -121,7 +121,7 @@ class Corrector:
         jacobian = self.jacobian()
         done = self.attempt(cache, factorize(self.view.shifted(self.equation.scale, jacobian)))
         one = jnp.ones((), jnp.int32)
-        return Solved(done, None, Work.of(done, one, one), jnp.all(jnp.isfinite(jacobian)))
+        return Solved(done, None, Work.of(done, one, one), _finite(done.x, jacobian))
 
     def _solve_with(self, cache: Cache, matrices: Matrices) -> Solved:
         """With matrices that are kept; should they not do, once more with new ones."""
@@ -148,7 +148,7 @@ class Corrector:
         blank = NewtonResult(nothing, jnp.zeros((), bool), cache.rate, zero)
         state = matrices, blank, Work(*[zero] * len(Work._fields))
         matrices, done, work = jax.lax.while_loop(unsettled, attempt, state)
-        return Solved(done, matrices, work, jnp.all(jnp.isfinite(matrices.jacobian)))
+        return Solved(done, matrices, work, _finite(done.x, matrices.jacobian))
 
     def jacobian(self) -> Matrix:
         equation = self.equation
@@ -163,6 +163,10 @@ class Corrector:
             trusted(cache.rate),
             self.stop,
         )
+
+
+def _finite(x: Vector, jacobian: Matrix) -> Bool[Array, ""]:
+    return jnp.all(jnp.isfinite(x)) & jnp.all(jnp.isfinite(jacobian))
 
 
 def with_derivative(field: Field, equation: Equation, u: State, e: Vector) -> Vector:
