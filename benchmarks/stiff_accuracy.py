@@ -21,7 +21,7 @@ from benchmarks.report import environment
 from tests.problems import Case
 from tests.stiff_problems import ATOL, DAES, MASS, ODES, TOLERANCES, error, solve
 
-METHODS = ("Rodas5P", "Rodas4", "KenCarp4", "Kvaerno5")
+METHODS = ("Rodas5P", "Rodas4", "KenCarp4", "Kvaerno5", "RadauIIA5", "FBDF")
 RADAU = "SciPy Radau"
 
 

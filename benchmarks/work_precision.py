@@ -34,6 +34,8 @@ OURS = {
     "Rodas5P": dj.Rodas5P,
     "KenCarp4": dj.KenCarp4,
     "Kvaerno5": dj.Kvaerno5,
+    "RadauIIA5": dj.RadauIIA5,
+    "FBDF": dj.FBDF,
 }
 SCIPY = ("Radau", "BDF", "LSODA")
 DIFFRAX = "Diffrax, best setting"

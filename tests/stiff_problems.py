@@ -130,8 +130,20 @@ def _brusselator() -> Case:
     return Case("BRUSS1D_N500", brusselator, u0, (0.0, 10.0), strength, end=end)
 
 
+def _brusselator_2d() -> Case:
+    entry = DATA["BRUSS2D_32"]
+    parameters, n = entry["parameters"], entry["parameters"]["N"]
+    x = np.linspace(0.0, 1.0, n)
+    bump = (x * (1 - x)) ** 1.5
+    u0 = np.stack([np.tile(22 * bump, (n, 1)), np.tile(27 * bump[:, None], n)])
+    p = np.array([parameters["A"], parameters["B"], parameters["alpha"] * (n - 1) ** 2])
+    end = np.asarray(entry["reference"]["values"])
+    return Case("BRUSS2D_32", brusselator_2d, u0, (0.0, 11.5), p, end=end)
+
+
 BEAM = Case("BEAM", beam, np.zeros(80), (0.0, 5.0), None, end=_end("BEAM"))
 BRUSS1D = _brusselator()
+BRUSS2D = _brusselator_2d()
 PENDULUM = Case(
     "pendulum_index1",
     pendulum,
@@ -172,13 +184,16 @@ BEYOND_TWO_DIGITS = {
     "pendulum_index1": (2.4e-1, 2.5e-3, 6.5e-6),
 }
 # The components whose reference is known, of problems where not all are.
-COMPONENTS = {"BRUSS1D_N500": np.asarray(DATA["BRUSS1D_N500"]["reference"]["components_0based"])}
+COMPONENTS = {
+    name: np.asarray(DATA[name]["reference"]["components_0based"])
+    for name in ("BRUSS1D_N500", "BRUSS2D_32")
+}
 
 
 def solve(case: Case, method: str, rtol: float, **options: Any) -> dj.Solution:
     """The problem by the method of that name."""
     prob = case.ode(mass_matrix=MASS.get(case.name))
-    options = {"atol": rtol * ATOL.get(case.name, 1.0), "max_steps": 30_000, **options}
+    options = {"atol": rtol * ATOL.get(case.name, 1.0), "max_steps": 60_000, **options}
     return dj.solve(prob, BY_NAME[method].make(), rtol=rtol, **options)
 
 

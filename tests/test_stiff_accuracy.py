@@ -43,13 +43,37 @@ WORK = [
     ("Rodas4", BEAM, (94, 490, 3200), (570, 3000, 20000)),
     ("KenCarp4", BEAM, (39, 180, 970), (440, 1700, 6600)),
     ("Kvaerno5", BEAM, (54, 200, 980), (690, 2200, 8300)),
+    ("RadauIIA5", ROBER, (200, 360, 720), (1500, 2800, 5600)),
+    ("RadauIIA5", VDPOL_STIFF, (310, 510, 980), (2700, 4600, 8400)),
+    ("RadauIIA5", HIRES, (60, 120, 240), (590, 1200, 2200)),
+    ("RadauIIA5", E5, (300, 580, 1200), (2300, 4500, 9200)),
+    ("RadauIIA5", CHEMAKZO, (26, 46, 87), (220, 390, 710)),
+    ("RadauIIA5", BEAM, (93, 220, 720), (680, 1500, 4900)),
+    # BDF methods take 47,000 steps on BEAM, and SciPy's as many: at order 3 and more they are not
+    # stable near the imaginary axis.
+    ("FBDF", ROBER, (730, 1300, 2600), (840, 1500, 3100)),
+    ("FBDF", VDPOL_STIFF, (810, 1500, 2900), (1100, 1700, 3300)),
+    ("FBDF", HIRES, (240, 400, 770), (290, 460, 870)),
+    ("FBDF", E5, (970, 1900, 3800), (1100, 2100, 4200)),
+    ("FBDF", CHEMAKZO, (120, 200, 360), (140, 230, 410)),
+    ("QNDF", VDPOL_STIFF, (770, 1500, 2800), (1100, 1700, 3200)),
+    ("QNDF", HIRES, (220, 400, 750), (260, 460, 840)),
     ("Rodas5P", ROBER_DAE, (170, 350, 870), (1400, 2800, 6900)),
     ("Rodas5P", CHEMAKZO_DAE, (30, 72, 210), (250, 580, 1700)),
     ("Rodas5P", AFFINE, (5, 6, 12), (32, 51, 99)),
     ("Rodas5P", PENDULUM, (250, 610, 1600), (2000, 4900, 13000)),
+    ("RadauIIA5", ROBER_DAE, (180, 330, 660), (1400, 2500, 5000)),
+    ("RadauIIA5", CHEMAKZO_DAE, (29, 53, 110), (290, 520, 1000)),
+    ("RadauIIA5", AFFINE, (6, 10, 18), (30, 48, 86)),
+    ("RadauIIA5", PENDULUM, (220, 410, 840), (2100, 4100, 8300)),
+    ("FBDF", ROBER_DAE, (630, 1200, 2400), (710, 1400, 2800)),
+    ("FBDF", CHEMAKZO_DAE, (120, 230, 420), (140, 270, 480)),
+    ("FBDF", AFFINE, (30, 48, 75), (38, 57, 87)),
+    ("FBDF", PENDULUM, (530, 1200, 2400), (630, 1300, 2700)),
+    ("QNDF", CHEMAKZO_DAE, (120, 230, 420), (140, 270, 480)),
 ]
-# By how much the error at the beam's clamped end is missed: both damp its fastest oscillations.
-MISSED = {("Kvaerno5", "BEAM"): 2.0, ("KenCarp4", "BEAM"): 1.1}
+# By how much the error at the beam's clamped end is missed: they damp its fastest oscillations.
+MISSED = {("Kvaerno5", "BEAM"): 2.0, ("KenCarp4", "BEAM"): 1.1, ("RadauIIA5", "BEAM"): 2.7}
 
 
 @pytest.mark.slow
@@ -66,12 +90,22 @@ def test_accuracy_and_work(method: str, case: Case, steps: tuple, work: tuple) -
         attempts = stats["naccept"] + stats["nreject"]
         assert attempts <= most_steps
         assert stats["nf"] <= most_nf
-        assert stats["njac"] == stats["nfactor"] == attempts
-        if method.startswith("Rodas"):
-            stages = BY_NAME[method].evaluations
-            assert stats["nsolve"] == attempts * stages
-            assert stats["nf"] == attempts * stages + 2
-        else:
-            # The iterations, two evaluations for the first step and one for the first stage; a
-            # solve for each estimate.
-            assert stats["nsolve"] == stats["nf"] - 3 + attempts
+        assert stats["njac"] == attempts
+        # Radau's is a real matrix and a complex one.
+        assert stats["nfactor"] == attempts * (2 if method == "RadauIIA5" else 1)
+        check_solves(method, attempts, stats["nf"], stats["nsolve"])
+
+
+def check_solves(method: str, attempts: int, nf: int, nsolve: int) -> None:
+    """A solve for each evaluation, but for two of the first step and one for the first slope."""
+    if method.startswith("Rodas"):
+        assert nf == attempts * BY_NAME[method].evaluations + 2
+        assert nsolve == nf - 2
+    elif method == "RadauIIA5":
+        # Of three stages, which are a real system and a complex one; and for the estimates.
+        assert nsolve <= nf
+    elif method in ("FBDF", "QNDF"):
+        assert nsolve == nf - 3
+    else:
+        # And one for each estimate.
+        assert nsolve == nf - 3 + attempts
