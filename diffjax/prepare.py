@@ -367,7 +367,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     inputs, settings = vary_over(axes, (inputs, settings))
     start = None
     if options.initialize is not None:
-        start = consistent_start(plan.field(inputs), inputs, settings, options.initialize)
+        start = consistent_start(plan, inputs, settings, options.initialize)
         inputs = start.inputs
     traced_saves = times.span is None or not isinstance(arguments.saveat, float | None)
     return Ready(plan, inputs, settings, layout, times, saved_shapes, traced_saves, start)

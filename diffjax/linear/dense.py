@@ -10,6 +10,7 @@ Nothing differentiates the elimination: an inverse X of A has the tangent -X dA 
 sizes that are inverted a solve with A has one more solve for its tangent, and for its cotangent.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -66,7 +67,9 @@ def is_regular(matrix: Matrix) -> Bool[Array, ""]:
     largest = jnp.max(jnp.abs(matrix), axis=1, keepdims=True)
     scaled = matrix / largest
     rounding = 10 * matrix.shape[0] * float(jnp.finfo(matrix.dtype).eps)
-    return jnp.linalg.cond(scaled, p=1) * rounding < 1
+    inverse = _inverse(scaled) if matrix.shape[0] <= INVERTED else jnp.linalg.inv(scaled)
+    norms = (jnp.max(jnp.sum(jnp.abs(x), axis=0)) for x in (scaled, inverse))
+    return math.prod(norms) * rounding < 1
 
 
 def _product(a: Matrix, b: Matrix) -> Matrix:

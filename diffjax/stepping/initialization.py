@@ -15,6 +15,7 @@ whatever differentiates the solve goes on through it.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -28,7 +29,8 @@ from ..linear.coordinates import Coordinates
 from ..linear.damped import damped_newton
 from ..linear.dense import is_regular
 from ..linear.newton import implicit_solution
-from .plan import Inputs, Settings
+from .lanes import one_or_many
+from .plan import Inputs, Plan, Settings
 
 Vector = Float[Array, " n"]
 Matrix = Float[Array, "n n"]
@@ -90,9 +92,9 @@ _BROWN = _Equation(_keeping_mass, _keeping_mass_matrix)
 _COLLOCATION = _Equation(_short_step, _short_step_matrix)
 
 
-def consistent_start(field: Field, inputs: Inputs, settings: Settings, how: str) -> Start:
+def consistent_start(plan: Plan, inputs: Inputs, settings: Settings, how: str) -> Start:
     """Make the start of a solve consistent, or find out that it is not."""
-    coordinates = Coordinates(inputs.u0)
+    field, coordinates = plan.field(inputs), Coordinates(inputs.u0)
     frozen = jax.lax.stop_gradient((field, inputs, settings))
     if how == "check":
         one = jnp.ones((), jnp.int32)
@@ -100,11 +102,13 @@ def consistent_start(field: Field, inputs: Inputs, settings: Settings, how: str)
         return _start(inputs, inputs.u0, consistent, {"nf": one, "njac": one})
     equation = _BROWN if how == "brown" else _COLLOCATION
     given = _Given(inputs.t0, coordinates.flatten(inputs.u0), _step(*frozen[1:]))
-    x, found, work = _solve(equation, *frozen, jax.lax.stop_gradient(given))
+    solve = partial(_solve, equation)
+    frozen = *frozen, jax.lax.stop_gradient(given)
+    x, found, work = one_or_many(solve, solve, *frozen, native=plan.small)
     if how == "collocation":
         # Without rows of zeros there is no telling whether the given start would have done.
         judged = jnp.any(VectorField(field, inputs.u0).algebraic())
-        x = jnp.where(judged & jnp.all(inconsistency(*frozen) <= 1), given.u, x)
+        x = jnp.where(judged & jnp.all(inconsistency(*frozen[:3]) <= 1), given.u, x)
     x = _with_derivative(equation, field, inputs.u0, x, given)
     return _start(inputs, coordinates.unflatten(x), found, work)
 
