@@ -105,7 +105,9 @@ class StepResult(NamedTuple):
     - `counts`: the work of this step that differs from step to step, a number for each name in the
         algorithm's `counted`; None if that is empty.
     - `dt_next`: the size that the method itself proposes for the next attempt, whether this one is
-        accepted or not; None leaves it to the step controller.
+        accepted or not; None, or NaN in a lane, leaves it to the step controller.
+    - `stiffness`: of an implicit step |dt| times the largest row sum of the Jacobian, which bounds
+        the eigenvalues; None if unknown.
     """
 
     u: State
@@ -116,6 +118,7 @@ class StepResult(NamedTuple):
     stages: PyTree
     counts: Int[Array, " counted"] | None = None
     dt_next: Float[Array, ""] | None = None
+    stiffness: Float[Array, ""] | None = None
 
 
 class Algorithm(eqx.Module):
@@ -156,6 +159,12 @@ class Algorithm(eqx.Module):
         raise NotImplementedError
 
     @property
+    def stability(self) -> float | None:
+        """Length of the interval of stability on the negative real axis, of explicit methods whose
+        `stiffness` is known; None otherwise."""
+        return None
+
+    @property
     def init_counts(self) -> dict[str, int]:
         """Work of `init`, by name of the statistic."""
         return {}
@@ -194,7 +203,7 @@ class Algorithm(eqx.Module):
         raise NotImplementedError
 
     def stiffness(self, dt: Array, u: State, stages: PyTree) -> Float[Array, ""] | None:
-        """|dt * rho| over the stability interval for a step from u; None if unknown."""
+        """|dt * rho| over the interval of stability for a step from u; None if unknown."""
         return None
 
 

@@ -72,6 +72,11 @@ def is_regular(matrix: Matrix) -> Bool[Array, ""]:
     return math.prod(norms) * rounding < 1
 
 
+def row_sum_norm(matrix: Matrix) -> Float[Array, ""]:
+    """The largest sum of absolute values of a row: a bound of the eigenvalues."""
+    return jnp.max(jnp.sum(jnp.abs(jax.lax.stop_gradient(matrix)), axis=1))
+
+
 def _product(a: Matrix, b: Matrix) -> Matrix:
     """`a @ b`, as a sum too."""
     return jnp.sum(a[:, :, None] * b[None, :, :], axis=1)
