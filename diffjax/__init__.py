@@ -39,6 +39,7 @@ from .algorithms.explicit_methods import Vern6 as Vern6
 from .algorithms.explicit_methods import Vern7 as Vern7
 from .algorithms.explicit_methods import Vern8 as Vern8
 from .algorithms.explicit_methods import Vern9 as Vern9
+from .algorithms.radau import RadauIIA5 as RadauIIA5
 from .algorithms.rosenbrock_methods import Rodas3P as Rodas3P
 from .algorithms.rosenbrock_methods import Rodas4 as Rodas4
 from .algorithms.rosenbrock_methods import Rodas4P as Rodas4P

@@ -92,7 +92,10 @@ ESDIRK_METHODS = [
     Method(dj.KenCarp58, 5, 4, 7, True, 0, True, _FIFTH, _MIDDLE, False),
 ]
 
-BY_NAME = {method.name: method for method in [*METHODS, *ESDIRK_METHODS]}
+# Its tests are in `test_radau.py`.
+RADAU = Method(dj.RadauIIA5, 5, 4, 3, False, 0, True, (12, 16, 24), _LONG, False)
+
+BY_NAME = {method.name: method for method in [*METHODS, *ESDIRK_METHODS, RADAU]}
 
 EVERY_METHOD = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 EVERY_ROSENBROCK_METHOD = pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float
 
 from ..linear.coordinates import Coordinates
@@ -42,9 +43,15 @@ class VectorField:
             return v
         return mass * v if mass.ndim == 1 else times(mass, v)
 
+    def residual(self, t: Array, v: Vector, slope: Vector) -> Vector:
+        """f - M v' with another derivative v', which is what the equation wants to be zero."""
+        return self.f(t, v) - self.mass_times(slope)
+
     def shifted(self, scale: Array, jacobian: Matrix) -> Matrix:
-        """scale*M - df/dv."""
-        mass = self.field.mass
+        """scale*M - df/dv, complex if the scale is."""
+        mass, dtype = self.field.mass, scale.dtype
+        jacobian = jtu.tree_map(lambda x: x.astype(dtype), jacobian)
+        mass = None if mass is None else mass.astype(dtype)
         if mass is not None and mass.ndim == 2:
             return scale * mass - jacobian
         identity = jnp.eye(jacobian.shape[0], dtype=jacobian.dtype)
