@@ -11,6 +11,8 @@ from .adjoints.interpolating import InterpolatingAdjoint as InterpolatingAdjoint
 from .adjoints.reversible import ReversibleAdjoint as ReversibleAdjoint
 from .adjoints.steady_state import SteadyStateAdjoint as SteadyStateAdjoint
 from .algorithms.base import Algorithm as Algorithm
+from .algorithms.bdf import FBDF as FBDF
+from .algorithms.bdf import QNDF as QNDF
 from .algorithms.esdirk_methods import TRBDF2 as TRBDF2
 from .algorithms.esdirk_methods import ImplicitEuler as ImplicitEuler
 from .algorithms.esdirk_methods import ImplicitMidpoint as ImplicitMidpoint
