@@ -210,7 +210,10 @@ def check_initialize(initialize: Any, prob: Problem) -> str | None:
         raise ValueError(
             f"initialize must be {', '.join(map(repr, HOW))} or None, got {initialize!r}."
         )
-    mass = prob.arguments().get("mass_matrix")
+    given = prob.arguments()
+    if "F" in given:
+        return initialize or "brown"
+    mass = given.get("mass_matrix")
     if mass is None:
         return None
     if initialize == "collocation" or isinstance(mass, jax.core.Tracer):

@@ -72,7 +72,11 @@ def _residual_at_start(arguments: Arguments, options: Options) -> tuple[Array, A
     ready = prepare(arguments, options._replace(initialize=None))
     field, inputs = ready.plan.field(ready.inputs), ready.inputs
     worst = jnp.argmax(inconsistency(field, inputs, ready.settings))
-    residual = Coordinates(inputs.u0).flatten(field.f(inputs.t0, inputs.u0))[worst]
+    if inputs.slope is None:
+        value = field.f(inputs.t0, inputs.u0)
+    else:
+        value = field.residual(inputs.t0, inputs.slope, inputs.u0)
+    residual = Coordinates(inputs.u0).flatten(value)[worst]
     elements, _ = ready.layout.coordinates()
     return jnp.asarray(elements)[worst], residual
 

@@ -362,15 +362,49 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         stops=stops,
         mass=field.mass,
         jac_args=field.jac_args,
+        slope=_initial_slope(given, layout, times, state, p, tspan[0]),
     )
     settings = _settings(arguments, options, layout, state)
     inputs, settings = vary_over(axes, (inputs, settings))
     start = None
     if options.initialize is not None:
-        start = consistent_start(plan, inputs, settings, options.initialize)
+        differential = _differential(given, layout)
+        start = consistent_start(plan, inputs, settings, options.initialize, differential)
         inputs = start.inputs
     traced_saves = times.span is None or not isinstance(arguments.saveat, float | None)
     return Ready(plan, inputs, settings, layout, times, saved_shapes, traced_saves, start)
+
+
+def _initial_slope(
+    given: dict[str, Any], layout: Layout, times: Times, u0: PyTree, p: Any, t0: Any
+) -> PyTree:
+    """The derivative that a fully implicit problem starts with, in the solve's time."""
+    if "du0" not in given:
+        return None
+    du0 = value_of(given["du0"], p, t0)
+    shapes = [[jnp.shape(x) for x in jtu.tree_leaves(tree)] for tree in (du0, u0)]
+    if jtu.tree_structure(du0) != jtu.tree_structure(u0) or shapes[0] != shapes[1]:
+        raise ValueError(
+            "du0 must be a pytree like u0, with leaves of the same shapes: got "
+            f"{jtu.tree_map(jnp.shape, du0)}, wanted {jtu.tree_map(jnp.shape, u0)}; "
+            "try jax.tree.map(jnp.zeros_like, u0)."
+        )
+    slope = layout.ravel(jtu.tree_map(lambda d, x: jnp.asarray(d, x.dtype), du0, u0))
+    return jtu.tree_map(lambda x: x * jnp.asarray(times.direction).astype(x.dtype), slope)
+
+
+def _differential(given: dict[str, Any], layout: Layout) -> np.ndarray | None:
+    """Which real coordinates of the state are said to be differential; None if nothing is said."""
+    flags = given.get("differential_vars")
+    if flags is None:
+        return None
+    elements, _ = layout.coordinates()
+    if len(flags) != int(elements.max()) + 1:
+        raise ValueError(
+            f"differential_vars must have a boolean for each of the {int(elements.max()) + 1} "
+            f"elements of u0, got {len(flags)}."
+        )
+    return np.asarray(flags)[elements]
 
 
 def _saving(arguments: Arguments, options: Options) -> Callable[[Any, Any, Any], Any] | None:

@@ -230,8 +230,8 @@ def judge(
         max_steps=max_steps,
         steps=steps,
         fixed=fixed,
-        # Where a solve has ended its equations were satisfied.
-        initialize=initialize if resume is None else None,
+        # Where a solve has ended its equations hold, but of u' nothing is known there.
+        initialize=initialize if resume is None or "F" in prob.arguments() else None,
         save_every=every_step,
         save_idxs=_hashable(save_idxs),
         dense=dense,
@@ -283,7 +283,7 @@ def _solution(result: dict[str, Any], prob: Problem, options: Options) -> Soluti
 def _equation(prob: Problem) -> dict[str, Any]:
     """The arguments that say what the equation is, in a form that may leave a `jit`."""
     given = prob.arguments()
-    functions = {k: UserFunction(given[k]) for k in ("f", "jac") if given.get(k) is not None}
+    functions = {k: UserFunction(given[k]) for k in ("f", "F", "jac") if given.get(k) is not None}
     mass = given.get("mass_matrix")
     return functions if mass is None else {**functions, "mass_matrix": Parts(mass)}
 

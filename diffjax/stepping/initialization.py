@@ -1,11 +1,12 @@
 """A start that satisfies the algebraic equations, before the first step is taken.
 
 Of M u' = f with rows of zeros in M those rows are algebraic equations, 0 = f_i(u, p, t), which a
-given start need not satisfy. It is changed so that it does
+given start need not satisfy; nor need u0 and du0 satisfy F(du, u, p, t) = 0. It is changed so that
+it does
 
-- `"brown"`: with M u, the part that the equation gives a derivative to, held (Brown, Hindmarsh,
-    Petzold, Consistent initial condition calculation for differential-algebraic systems, SIAM J.
-    Sci. Comput. 19, 1998);
+- `"brown"`: with M u, the part that the equation gives a derivative to, held, or of F the
+    differential variables (Brown, Hindmarsh, Petzold, Consistent initial condition calculation for
+    differential-algebraic systems, SIAM J. Sci. Comput. 19, 1998);
 - `"collocation"`: by the end of a short step of the implicit Euler method, which may move every
     variable (Shampine, Solving 0 = F(t, y(t), y'(t)) in Matlab, J. Numer. Math. 10, 2002);
 - `"check"`: not at all.
@@ -21,13 +22,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ..algorithms.base import Field, State
 from ..algorithms.implicit import VectorField
 from ..linear.coordinates import Coordinates
 from ..linear.damped import damped_newton
-from ..linear.dense import is_regular
+from ..linear.dense import factorize, is_regular
+from ..linear.jacobian import varying_like
 from ..linear.newton import implicit_solution
 from .lanes import one_or_many
 from .plan import Inputs, Plan, Settings
@@ -54,63 +57,132 @@ class Start(NamedTuple):
 
 
 class _Given(NamedTuple):
-    """What the equation of the start depends on, beside the vector field."""
+    """What the equation of the start depends on, beside the vector field.
+
+    `slope` and `differential` (one for a differential variable, zero for another) are those of a
+    fully implicit problem.
+    """
 
     t: Float[Array, ""]
     u: Vector
     h: Float[Array, ""]
+    slope: Vector | None
+    differential: Vector | None
 
 
-class _Equation(NamedTuple):
-    """The equation of the start, and minus its Jacobian."""
+class _Brown:
+    """The algebraic equations hold and M u stays."""
 
-    residual: Callable[[VectorField, Vector, _Given], Vector]
-    matrix: Callable[[VectorField, Vector, _Given], Matrix]
+    def start(self, given: _Given) -> Vector:
+        return given.u
 
+    def state(self, x: Vector, given: _Given) -> tuple[Vector, Vector | None]:
+        """The state, and its derivative if the problem is fully implicit."""
+        return x, None
 
-def _keeping_mass(view: VectorField, x: Vector, given: _Given) -> Vector:
-    return jnp.where(view.algebraic(), view.f(given.t, x), view.mass_times(given.u - x))
+    def residual(self, view: VectorField, x: Vector, given: _Given) -> Vector:
+        return jnp.where(view.algebraic(), view.f(given.t, x), view.mass_times(given.u - x))
 
-
-def _keeping_mass_matrix(view: VectorField, x: Vector, given: _Given) -> Matrix:
-    _, jacobian = view.value_and_jacobian(given.t, x)
-    mass = view.shifted(jnp.ones((), x.dtype), jnp.zeros_like(jacobian))
-    algebraic = view.algebraic()
-    assert algebraic is not None
-    return jnp.where(algebraic[:, None], -jacobian, mass)
-
-
-def _short_step(view: VectorField, x: Vector, given: _Given) -> Vector:
-    return view.f(given.t, x) - view.mass_times(x - given.u) / given.h
-
-
-def _short_step_matrix(view: VectorField, x: Vector, given: _Given) -> Matrix:
-    return view.shifted(1 / given.h, view.value_and_jacobian(given.t, x)[1])
+    def matrix(self, view: VectorField, x: Vector, given: _Given) -> Matrix:
+        """Minus the residual's Jacobian."""
+        _, jacobian = view.value_and_jacobian(given.t, x)
+        mass = view.shifted(jnp.ones((), x.dtype), jnp.zeros_like(jacobian))
+        algebraic = view.algebraic()
+        assert algebraic is not None
+        return jnp.where(algebraic[:, None], -jacobian, mass)
 
 
-_BROWN = _Equation(_keeping_mass, _keeping_mass_matrix)
-_COLLOCATION = _Equation(_short_step, _short_step_matrix)
+class _ImplicitBrown(_Brown):
+    """The unknowns are the derivatives of differential variables, and the algebraic variables."""
+
+    def start(self, given: _Given) -> Vector:
+        return jnp.where(given.differential == 1, given.slope, given.u)
+
+    def state(self, x: Vector, given: _Given) -> tuple[Vector, Vector]:
+        differential = given.differential == 1
+        return jnp.where(differential, given.u, x), jnp.where(differential, x, given.slope)
+
+    def residual(self, view: VectorField, x: Vector, given: _Given) -> Vector:
+        return view.residual(given.t, *self.state(x, given))
+
+    def matrix(self, view: VectorField, x: Vector, given: _Given) -> Matrix:
+        assert given.differential is not None
+        of_slope, of_state = view.jacobian(given.t, *self.state(x, given))
+        return jnp.where(given.differential[None, :] == 1, of_slope, of_state)
+
+    def complete(self, view: VectorField, x: Vector, given: _Given) -> Vector:
+        """The derivative of every variable: algebraic ones follow from that of the equations."""
+        u, slope = self.state(x, given)
+        moving = jnp.where(given.differential == 1, slope, 0)
+        one = varying_like(given.t, jnp.ones_like(given.t))
+        along = jax.jvp(lambda t, u: view.residual(t, u, slope), (given.t, u), (one, moving))[1]
+        implied = factorize(self.matrix(view, x, given))(along)
+        return jnp.where(given.differential == 1, slope, implied)
 
 
-def consistent_start(plan: Plan, inputs: Inputs, settings: Settings, how: str) -> Start:
-    """Make the start of a solve consistent, or find out that it is not."""
-    field, coordinates = plan.field(inputs), Coordinates(inputs.u0)
-    frozen = jax.lax.stop_gradient((field, inputs, settings))
+class _Collocation(_Brown):
+    """The equation holds with the derivative that a short step from the given state has."""
+
+    def state(self, x: Vector, given: _Given) -> tuple[Vector, Vector]:
+        return x, (x - given.u) / given.h
+
+    def residual(self, view: VectorField, x: Vector, given: _Given) -> Vector:
+        return view.residual(given.t, *self.state(x, given))
+
+    def matrix(self, view: VectorField, x: Vector, given: _Given) -> Matrix:
+        return view.shifted(1 / given.h, view.jacobian(given.t, *self.state(x, given)))
+
+
+def consistent_start(
+    plan: Plan, inputs: Inputs, settings: Settings, how: str, differential: np.ndarray | None
+) -> Start:
+    """Make the start of a solve consistent, or find out that it is not.
+
+    `differential` are the variables of a fully implicit problem that are said to be so.
+    """
+    frozen = jax.lax.stop_gradient((plan.field(inputs), inputs, settings))
     if how == "check":
         one = jnp.ones((), jnp.int32)
-        consistent = jnp.all(inconsistency(*frozen) <= 1)
-        return _start(inputs, inputs.u0, consistent, {"nf": one, "njac": one})
-    equation = _BROWN if how == "brown" else _COLLOCATION
-    given = _Given(inputs.t0, coordinates.flatten(inputs.u0), _step(*frozen[1:]))
+        return _start(inputs, jnp.all(inconsistency(*frozen) <= 1), {"nf": one, "njac": one})
+    field, coordinates = plan.field(inputs), Coordinates(inputs.u0)
+    implicit = field.slope is not None
+    given = _Given(
+        inputs.t0,
+        coordinates.flatten(inputs.u0),
+        _step(*frozen[1:]),
+        coordinates.flatten(field.slope) if implicit else None,
+        _differential(*frozen[:2], differential) if implicit else None,
+    )
+    brown = _ImplicitBrown() if implicit else _Brown()
+    equation = brown if how == "brown" else _Collocation()
     solve = partial(_solve, equation)
-    frozen = *frozen, jax.lax.stop_gradient(given)
-    x, found, work = one_or_many(solve, solve, *frozen, native=plan.small)
+    still = *frozen, jax.lax.stop_gradient(given)
+    x, found, work = one_or_many(solve, solve, *still, native=plan.small)
     if how == "collocation":
-        # Without rows of zeros there is no telling whether the given start would have done.
-        judged = jnp.any(VectorField(field, inputs.u0).algebraic())
-        x = jnp.where(judged & jnp.all(inconsistency(*frozen[:3]) <= 1), given.u, x)
+        # Of a matrix without rows of zeros there is no telling whether the given start would do.
+        judged = implicit or jnp.any(VectorField(field, inputs.u0).algebraic())
+        x = jnp.where(judged & jnp.all(inconsistency(*frozen) <= 1), given.u, x)
     x = _with_derivative(equation, field, inputs.u0, x, given)
-    return _start(inputs, coordinates.unflatten(x), found, work)
+    u, slope = equation.state(x, given)
+    if isinstance(equation, _ImplicitBrown):
+        slope = equation.complete(VectorField(field, inputs.u0), x, given)
+    new = inputs._replace(
+        u0=coordinates.unflatten(u),
+        slope=coordinates.unflatten(slope) if implicit else None,
+    )
+    return _start(new, found, work)
+
+
+def _differential(field: Field, inputs: Inputs, said: np.ndarray | None) -> Vector:
+    """Of each variable one if it is differential, else zero."""
+    view = VectorField(field, inputs.u0)
+    flatten = view.coordinates.flatten
+    if said is not None:
+        flags = jnp.asarray(said)
+    else:
+        of_slope, _ = view.jacobian(inputs.t0, flatten(inputs.u0), flatten(field.slope))
+        flags = jnp.any(of_slope != 0, axis=0)
+    return flags.astype(view.coordinates.dtype)
 
 
 def inconsistency(field: Field, inputs: Inputs, settings: Settings) -> Vector:
@@ -120,17 +192,26 @@ def inconsistency(field: Field, inputs: Inputs, settings: Settings) -> Vector:
     """
     view = VectorField(field, inputs.u0)
     start = view.coordinates.flatten(inputs.u0)
-    value, jacobian = view.value_and_jacobian(inputs.t0, start)
-    algebraic = view.algebraic()
-    assert algebraic is not None
-    tolerance = _tolerance(settings, view.coordinates)(start)
-    allowed = jnp.sum(jnp.abs(jacobian) * tolerance[None, :], axis=1)
+    tolerance = _tolerance(settings, view.coordinates)
+    slope = None if field.slope is None else view.coordinates.flatten(field.slope)
+    value = view.f(inputs.t0, start) if slope is None else view.residual(inputs.t0, start, slope)
+    if slope is None:
+        algebraic = view.algebraic()
+        parts = [(view.value_and_jacobian(inputs.t0, start)[1], start)]
+    else:
+        algebraic = jnp.ones_like(value, bool)
+        of_slope, of_state = view.jacobian(inputs.t0, start, slope)
+        parts = [(of_state, start), (of_slope, slope)]
+    allowed = sum(
+        (jnp.sum(jnp.abs(matrix) * tolerance(x)[None, :], axis=1) for matrix, x in parts),
+        jnp.zeros_like(value),
+    )
     excess = jnp.abs(value) / jnp.maximum(allowed, float(jnp.finfo(allowed.dtype).tiny))
     return jnp.where(algebraic, jnp.where(jnp.isfinite(value), excess, jnp.inf), 0)
 
 
-def _start(inputs: Inputs, u: State, found: Array, work: dict[str, Array]) -> Start:
-    u0 = jtu.tree_map(lambda x: jnp.where(found, x, jnp.nan), u)
+def _start(inputs: Inputs, found: Array, work: dict[str, Array]) -> Start:
+    u0 = jtu.tree_map(lambda x: jnp.where(found, x, jnp.nan), inputs.u0)
     return Start(inputs._replace(u0=u0), found, work)
 
 
@@ -160,7 +241,7 @@ def _tolerance(settings: Settings, coordinates: Coordinates) -> Callable[[Vector
 
 
 def _solve(
-    equation: _Equation, field: Field, inputs: Inputs, settings: Settings, given: _Given
+    equation: _Brown, field: Field, inputs: Inputs, settings: Settings, given: _Given
 ) -> tuple[Vector, Array, dict[str, Array]]:
     """The start without its derivative, whether it is one, and the work it took."""
     view = VectorField(field, inputs.u0)
@@ -172,7 +253,8 @@ def _solve(
     def matrix(x: Vector) -> Matrix:
         return equation.matrix(view, x, given)
 
-    root = damped_newton(lambda x: equation.residual(view, x, given), matrix, size, given.u)
+    start = equation.start(given)
+    root = damped_newton(lambda x: equation.residual(view, x, given), matrix, size, start)
     at_root = matrix(root.x)
     # The variables may have very different units.
     found = root.converged & is_regular(at_root / jnp.max(jnp.abs(at_root), axis=0, keepdims=True))
@@ -186,22 +268,21 @@ def _solve(
 
 
 def _with_derivative(
-    equation: _Equation, field: Field, u: State, x: Vector, given: _Given
+    equation: _Brown, field: Field, u: State, x: Vector, given: _Given
 ) -> Vector:
     """The start with the derivative of the solution of its equation."""
-    leaves, structure = jtu.tree_flatten(field)
-    count = len(_Given._fields)
+    leaves, structure = jtu.tree_flatten((field, given))
 
     def parts(arguments: tuple[Array, ...]) -> tuple[VectorField, _Given]:
-        field = jtu.tree_unflatten(structure, arguments[count:])
-        return VectorField(field, u), _Given(*arguments[:count])
+        field, given = jtu.tree_unflatten(structure, arguments)
+        return VectorField(field, u), given
 
     def residual(x: Vector, *arguments: Array) -> Vector:
         view, given = parts(arguments)
         return equation.residual(view, x, given)
 
-    def matrix(x: Vector, *arguments: Array) -> Matrix:
+    def solver(x: Vector, *arguments: Array) -> Callable[[Vector], Vector]:
         view, given = parts(arguments)
-        return equation.matrix(view, x, given)
+        return factorize(equation.matrix(view, x, given))
 
-    return implicit_solution(residual, matrix, x, [*given, *leaves])
+    return implicit_solution(residual, solver, x, leaves)
