@@ -50,7 +50,7 @@ def raise_on_failure(sol: Solution, arguments: Arguments, options: Options) -> N
             "explicit method back; use an implicit method such as dj.Rodas5P()"
         )
     if code == ReturnCode.initial_failed and options.initialize == "check":
-        cure = f'{_worst_equation(arguments, options)}; give another u0, or initialize="brown"'
+        cure = f'{_worst_equation(arguments, options)}; give another start, or initialize="brown"'
     raise SolveError(
         f"the solve ended with ReturnCode.{code.name}{lanes} at t = {time:.6g}; {cure}. "
         "What was reached is in the error's `solution`; throw=False returns it instead.",
@@ -60,7 +60,7 @@ def raise_on_failure(sol: Solution, arguments: Arguments, options: Options) -> N
 
 def _worst_equation(arguments: Arguments, options: Options) -> str:
     """Which algebraic equation the given start violates most, and by how much."""
-    general = "u0 does not satisfy the algebraic equations"
+    general = "the start does not satisfy the algebraic equations"
     element, residual = map(concrete, _residual_at_start(arguments, options))
     if element is None or residual is None or residual.ndim > 0:
         return general

@@ -267,9 +267,7 @@ def _solve(
     return root.x, found, work
 
 
-def _with_derivative(
-    equation: _Brown, field: Field, u: State, x: Vector, given: _Given
-) -> Vector:
+def _with_derivative(equation: _Brown, field: Field, u: State, x: Vector, given: _Given) -> Vector:
     """The start with the derivative of the solution of its equation."""
     leaves, structure = jtu.tree_flatten((field, given))
 
