@@ -6,7 +6,7 @@ Every message names the argument, what came, what was wanted and what to try.
 import warnings
 from typing import Any
 
-import jax
+import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np

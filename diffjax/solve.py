@@ -209,7 +209,7 @@ def judge(
     checks.check_tstops(tstops, prob, fixed)
     checks.check_initial_state(prob)
     checks.check_estimates(estimates, alg)
-    initialize = checks.check_initialize(initialize, prob)
+    how = checks.check_initialize(initialize, prob)
 
     arguments = Arguments(
         problem=prob,
@@ -231,7 +231,7 @@ def judge(
         steps=steps,
         fixed=fixed,
         # Where a solve has ended its equations hold, but of u' nothing is known there.
-        initialize=initialize if resume is None or "F" in prob.arguments() else None,
+        initialize=how if resume is None or "F" in prob.arguments() else None,
         save_every=every_step,
         save_idxs=_hashable(save_idxs),
         dense=dense,

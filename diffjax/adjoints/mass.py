@@ -1,8 +1,8 @@
 """The adjoint equation of M u' = f with a singular M: its algebraic variables are eliminated.
 
-With M^T lambda' = -(df/du)^T lambda part of lambda is algebraic too. Of the rows of M let d be those
-with a derivative and a those of zeros, and N the matrix of the rows M_d and (df/du)_a, regular for
-an index of one. Then
+With M^T lambda' = -(df/du)^T lambda part of lambda is algebraic too. Let d be the rows of M with a
+derivative and a those of zeros, and N the matrix of the rows M_d and (df/du)_a, which is regular
+for an index of one. Then
 
     N^T (lambda_d', lambda_a) = -(df/du)_d^T lambda_d
 
@@ -15,7 +15,6 @@ Source: Cao, Li, Petzold, Serban, Adjoint sensitivity analysis for differential-
 SIAM J. Sci. Comput. 24 (2003), sections 2.2 and 3.1, of which this is the case of index one.
 """
 
-import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float

@@ -10,7 +10,6 @@ Nothing differentiates the elimination: an inverse X of A has the tangent -X dA 
 sizes that are inverted a solve with A has one more solve for its tangent, and for its cotangent.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -68,8 +67,8 @@ def is_regular(matrix: Matrix) -> Bool[Array, ""]:
     scaled = matrix / largest
     rounding = 10 * matrix.shape[0] * float(jnp.finfo(matrix.dtype).eps)
     inverse = _inverse(scaled) if matrix.shape[0] <= INVERTED else jnp.linalg.inv(scaled)
-    norms = (jnp.max(jnp.sum(jnp.abs(x), axis=0)) for x in (scaled, inverse))
-    return math.prod(norms) * rounding < 1
+    sizes = [jnp.max(jnp.sum(jnp.abs(x), axis=0)) for x in (scaled, inverse)]
+    return sizes[0] * sizes[1] * rounding < 1
 
 
 def row_sum_norm(matrix: Matrix) -> Float[Array, ""]:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
 from ..algorithms.base import Field, State
 from ..algorithms.implicit import VectorField
@@ -59,15 +59,21 @@ class Start(NamedTuple):
 class _Given(NamedTuple):
     """What the equation of the start depends on, beside the vector field.
 
-    `slope` and `differential` (one for a differential variable, zero for another) are those of a
+    `slope` and `differential` (one for a differential variable, zero for another) matter to a
     fully implicit problem.
     """
 
     t: Float[Array, ""]
     u: Vector
     h: Float[Array, ""]
-    slope: Vector | None
-    differential: Vector | None
+    slope: Vector
+    differential: Vector
+
+
+def _algebraic(view: VectorField) -> Bool[Array, " n"]:
+    algebraic = view.algebraic()
+    assert algebraic is not None
+    return algebraic
 
 
 class _Brown:
@@ -76,20 +82,18 @@ class _Brown:
     def start(self, given: _Given) -> Vector:
         return given.u
 
-    def state(self, x: Vector, given: _Given) -> tuple[Vector, Vector | None]:
+    def state(self, x: Vector, given: _Given) -> tuple[Vector, Vector]:
         """The state, and its derivative if the problem is fully implicit."""
-        return x, None
+        return x, given.slope
 
     def residual(self, view: VectorField, x: Vector, given: _Given) -> Vector:
-        return jnp.where(view.algebraic(), view.f(given.t, x), view.mass_times(given.u - x))
+        return jnp.where(_algebraic(view), view.f(given.t, x), view.mass_times(given.u - x))
 
     def matrix(self, view: VectorField, x: Vector, given: _Given) -> Matrix:
         """Minus the residual's Jacobian."""
         _, jacobian = view.value_and_jacobian(given.t, x)
         mass = view.shifted(jnp.ones((), x.dtype), jnp.zeros_like(jacobian))
-        algebraic = view.algebraic()
-        assert algebraic is not None
-        return jnp.where(algebraic[:, None], -jacobian, mass)
+        return jnp.where(_algebraic(view)[:, None], -jacobian, mass)
 
 
 class _ImplicitBrown(_Brown):
@@ -106,7 +110,6 @@ class _ImplicitBrown(_Brown):
         return view.residual(given.t, *self.state(x, given))
 
     def matrix(self, view: VectorField, x: Vector, given: _Given) -> Matrix:
-        assert given.differential is not None
         of_slope, of_state = view.jacobian(given.t, *self.state(x, given))
         return jnp.where(given.differential[None, :] == 1, of_slope, of_state)
 
@@ -146,12 +149,13 @@ def consistent_start(
         return _start(inputs, jnp.all(inconsistency(*frozen) <= 1), {"nf": one, "njac": one})
     field, coordinates = plan.field(inputs), Coordinates(inputs.u0)
     implicit = field.slope is not None
+    start = coordinates.flatten(inputs.u0)
     given = _Given(
         inputs.t0,
-        coordinates.flatten(inputs.u0),
+        start,
         _step(*frozen[1:]),
-        coordinates.flatten(field.slope) if implicit else None,
-        _differential(*frozen[:2], differential) if implicit else None,
+        coordinates.flatten(field.slope) if implicit else jnp.zeros_like(start),
+        _differential(*frozen[:2], differential) if implicit else jnp.ones_like(start),
     )
     brown = _ImplicitBrown() if implicit else _Brown()
     equation = brown if how == "brown" else _Collocation()
@@ -160,7 +164,7 @@ def consistent_start(
     x, found, work = one_or_many(solve, solve, *still, native=plan.small)
     if how == "collocation":
         # Of a matrix without rows of zeros there is no telling whether the given start would do.
-        judged = implicit or jnp.any(VectorField(field, inputs.u0).algebraic())
+        judged = implicit or jnp.any(_algebraic(VectorField(field, inputs.u0)))
         x = jnp.where(judged & jnp.all(inconsistency(*frozen) <= 1), given.u, x)
     x = _with_derivative(equation, field, inputs.u0, x, given)
     u, slope = equation.state(x, given)
@@ -196,7 +200,7 @@ def inconsistency(field: Field, inputs: Inputs, settings: Settings) -> Vector:
     slope = None if field.slope is None else view.coordinates.flatten(field.slope)
     value = view.f(inputs.t0, start) if slope is None else view.residual(inputs.t0, start, slope)
     if slope is None:
-        algebraic = view.algebraic()
+        algebraic = _algebraic(view)
         parts = [(view.value_and_jacobian(inputs.t0, start)[1], start)]
     else:
         algebraic = jnp.ones_like(value, bool)
