@@ -13,6 +13,8 @@ from .adjoints.steady_state import SteadyStateAdjoint as SteadyStateAdjoint
 from .algorithms.base import Algorithm as Algorithm
 from .algorithms.bdf import FBDF as FBDF
 from .algorithms.bdf import QNDF as QNDF
+from .algorithms.dae_methods import DFBDF as DFBDF
+from .algorithms.dae_methods import DImplicitEuler as DImplicitEuler
 from .algorithms.esdirk_methods import TRBDF2 as TRBDF2
 from .algorithms.esdirk_methods import ImplicitEuler as ImplicitEuler
 from .algorithms.esdirk_methods import ImplicitMidpoint as ImplicitMidpoint
@@ -60,6 +62,7 @@ from .integrator import init as init
 from .integrator import step as step
 from .interpolation import CubicHermite as CubicHermite
 from .interpolation import LinearInterpolation as LinearInterpolation
+from .problems import DAEProblem as DAEProblem
 from .problems import ODEProblem as ODEProblem
 from .problems import Problem as Problem
 from .problems import SteadyStateProblem as SteadyStateProblem

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ..linear.coordinates import Coordinates
 from .base import Algorithm, Field, Memory, Norm, State, StepResult
-from .bdf_corrector import Cache, Corrector, Equation, Solved, Work, with_derivative
+from .bdf_corrector import Cache, Corrector, Equation, Solved, with_derivative
 from .bdf_history import (
     History,
     Past,
@@ -35,6 +35,7 @@ from .bdf_history import (
 )
 from .bdf_order import Choice, Errors, after_acceptance, after_rejection, risen
 from .implicit import derivative
+from .iterating import Work
 from .stages import scaled
 
 Vector = Float[Array, " n"]
@@ -130,7 +131,7 @@ class BDF(Algorithm):
         return Memory(
             history=History.before(slope, self.max_order, self.steps_back),
             choice=Choice.first(),
-            cache=Cache.none(coordinates.size, coordinates.dtype),
+            cache=Cache.none(field, coordinates.size, coordinates.dtype),
         )
 
     def step(

@@ -17,7 +17,7 @@ import jax
 import jax.custom_batching
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 Matrix = Float[Array, "n n"]
 Vector = Float[Array, " n"]
@@ -54,6 +54,21 @@ def times(matrix: Matrix, x: Vector) -> Vector:
     n = matrix.shape[0]
     terms = [[matrix[i, j] * x[j] for j in range(n)] for i in range(n)]
     return jnp.stack([sum(row[1:], start=row[0]) for row in terms])
+
+
+def is_regular(matrix: Matrix) -> Bool[Array, ""]:
+    """Whether a matrix is not singular to rounding, in the 1-norm and with its rows scaled.
+
+    A singular Jacobian belongs to a root that is not isolated, such as an equilibrium with a
+    conserved quantity: rounding would decide which of its neighbours is found, and what its
+    derivative is.
+    """
+    largest = jnp.max(jnp.abs(matrix), axis=1, keepdims=True)
+    scaled = matrix / largest
+    rounding = 10 * matrix.shape[0] * float(jnp.finfo(matrix.dtype).eps)
+    inverse = _inverse(scaled) if matrix.shape[0] <= INVERTED else jnp.linalg.inv(scaled)
+    sizes = [jnp.max(jnp.sum(jnp.abs(x), axis=0)) for x in (scaled, inverse)]
+    return sizes[0] * sizes[1] * rounding < 1
 
 
 def row_sum_norm(matrix: Matrix) -> Float[Array, ""]:

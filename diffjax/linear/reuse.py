@@ -72,8 +72,8 @@ class Matrices(NamedTuple):
 def renewed(
     old: Matrices,
     scale: Float[Array, ""],
-    jacobian: Callable[[], Matrix],
-    shifted: Callable[[Array, Matrix], Matrix],
+    jacobian: Callable[[], Any],
+    shifted: Callable[[Array, Any], Matrix],
     shifts: Shifts,
     want_jacobian: Bool[Array, ""],
 ) -> tuple[Matrices, Int[Array, ""], Int[Array, ""]]:
