@@ -19,7 +19,7 @@ import equinox as eqx
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 # A state as the stepping code sees it: one array, or one flat vector per dtype (`stepping/layout`).
 State = PyTree[Array]
@@ -189,6 +189,21 @@ class Algorithm(eqx.Module):
     @property
     def dense_counts(self) -> dict[str, int]:
         """Work of one call of `dense`; empty if it only rearranges what the step computed."""
+        raise NotImplementedError
+
+    @property
+    def phases(self) -> tuple["Algorithm", ...]:
+        """Of an algorithm whose steps are of several kinds: each kind by itself, as an algorithm
+        with the same memory and results. The steps of one trajectory then run in a loop a kind,
+        with no choice in it, which XLA compiles far better."""
+        return ()
+
+    def ready(self, memory: Memory) -> Bool[Array, ""]:
+        """Whether the next step is of this kind; asked of phases only."""
+        raise NotImplementedError
+
+    def enter(self, field: Field, t: Array, u: State, memory: Memory) -> Memory:
+        """The memory when a loop over steps of this kind begins; asked of phases only."""
         raise NotImplementedError
 
     def init(self, field: Field, t: Array, u: State) -> Memory:

