@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int
 
-from ..linear.dense import factorize
+from ..linear.dense import factorize, row_sum_norm
 from ..linear.newton import NewtonResult, Stop, implicit_solution, newton, relative_size, trusted
 from ..linear.reuse import KEPT, Matrices, renewed
 from .base import Field, Norm, State
@@ -81,13 +81,18 @@ class Work(NamedTuple):
 
 
 class Solved(NamedTuple):
-    """The last attempt at a correction, without derivative; `regular` says that what it came to is
-    finite, and so is the Jacobian."""
+    """The last attempt at a correction, without derivative, and the matrices that it had; `radius`
+    bounds the eigenvalues of the Jacobian."""
 
     done: NewtonResult
     matrices: Matrices | None
     work: Work
-    regular: Bool[Array, ""]
+    radius: Scalar
+
+    @property
+    def regular(self) -> Bool[Array, ""]:
+        """Whether what it came to is finite, and so is the Jacobian."""
+        return jnp.isfinite(self.radius) & jnp.all(jnp.isfinite(self.done.x))
 
     def handed_on(self) -> tuple[Cache, Cache]:
         """For the next step, and for another attempt at this one."""
@@ -121,7 +126,7 @@ class Corrector:
         jacobian = self.jacobian()
         done = self.attempt(cache, factorize(self.view.shifted(self.equation.scale, jacobian)))
         one = jnp.ones((), jnp.int32)
-        return Solved(done, None, Work.of(done, one, one), _finite(done.x, jacobian))
+        return Solved(done, None, Work.of(done, one, one), row_sum_norm(jacobian))
 
     def _solve_with(self, cache: Cache, matrices: Matrices) -> Solved:
         """With matrices that are kept; should they not do, once more with new ones."""
@@ -148,7 +153,7 @@ class Corrector:
         blank = NewtonResult(nothing, jnp.zeros((), bool), cache.rate, zero)
         state = matrices, blank, Work(*[zero] * len(Work._fields))
         matrices, done, work = jax.lax.while_loop(unsettled, attempt, state)
-        return Solved(done, matrices, work, _finite(done.x, matrices.jacobian))
+        return Solved(done, matrices, work, row_sum_norm(matrices.jacobian))
 
     def jacobian(self) -> Matrix:
         equation = self.equation
@@ -163,10 +168,6 @@ class Corrector:
             trusted(cache.rate),
             self.stop,
         )
-
-
-def _finite(x: Vector, jacobian: Matrix) -> Bool[Array, ""]:
-    return jnp.all(jnp.isfinite(x)) & jnp.all(jnp.isfinite(jacobian))
 
 
 def with_derivative(field: Field, equation: Equation, u: State, e: Vector) -> Vector:
