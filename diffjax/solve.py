@@ -50,6 +50,7 @@ def solve(
     dtmax: float | Array | None = None,
     max_steps: int = 4096,
     tstops: Any = (),
+    initialize: Literal["brown", "collocation", "check"] | None = None,
     adjoint: Adjoint | Literal["auto"] | None = None,
     resume: PyTree = None,
     progress: bool = False,
@@ -83,6 +84,13 @@ def solve(
     - `max_steps`: the most steps, rejected ones counted. Under a derivative it is also the length
         of the tape, unless the adjoint keeps checkpoints.
     - `tstops`: times that a step must end on.
+    - `initialize`: what is done with a start that does not satisfy the algebraic equations (the
+        rows of zeros of a mass matrix). `"brown"`, the default, holds the differential variables
+        and solves for the algebraic ones; `"collocation"` takes the end of a very short implicit
+        Euler step (a fifth of `dt`, if that is given), which may move all of them; `"check"` fails.
+        A start that is consistent within the tolerances stays as it is. Where there is none, which
+        for `"brown"` includes equations of an index above one, the return code is
+        `initial_failed`. Derivatives pass through.
     - `adjoint`: how the solve is differentiated, by default `dj.DiscreteAdjoint()`, of a steady
         state `dj.SteadyStateAdjoint()`.
     - `resume`: the `final` of an earlier solution, to go on from where it ended.
@@ -121,6 +129,7 @@ def solve(
         dtmax=dtmax,
         max_steps=max_steps,
         tstops=tstops,
+        initialize=initialize,
         adjoint=adjoint,
         resume=resume,
         progress=progress,
@@ -158,6 +167,7 @@ def judge(
     dtmax: float | Array | None = None,
     max_steps: int = 4096,
     tstops: Any = (),
+    initialize: Literal["brown", "collocation", "check"] | None = None,
     adjoint: Adjoint | Literal["auto"] | None = None,
     resume: PyTree = None,
     progress: bool = False,
@@ -199,6 +209,7 @@ def judge(
     checks.check_tstops(tstops, prob, fixed)
     checks.check_initial_state(prob)
     checks.check_estimates(estimates, alg)
+    how = checks.check_initialize(initialize, prob)
 
     arguments = Arguments(
         problem=prob,
@@ -219,6 +230,8 @@ def judge(
         max_steps=max_steps,
         steps=steps,
         fixed=fixed,
+        # Where a solve has ended its equations hold, but of u' nothing is known there.
+        initialize=how if resume is None or "F" in prob.arguments() else None,
         save_every=every_step,
         save_idxs=_hashable(save_idxs),
         dense=dense,
@@ -270,7 +283,7 @@ def _solution(result: dict[str, Any], prob: Problem, options: Options) -> Soluti
 def _equation(prob: Problem) -> dict[str, Any]:
     """The arguments that say what the equation is, in a form that may leave a `jit`."""
     given = prob.arguments()
-    functions = {k: UserFunction(given[k]) for k in ("f", "jac") if given.get(k) is not None}
+    functions = {k: UserFunction(given[k]) for k in ("f", "F", "jac") if given.get(k) is not None}
     mass = given.get("mass_matrix")
     return functions if mass is None else {**functions, "mass_matrix": Parts(mass)}
 

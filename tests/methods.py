@@ -99,7 +99,10 @@ BDF_METHODS = [
     Method(dj.QNDF, 5, 5, 1, False, 0, True, (), (), False),
 ]
 
-BY_NAME = {method.name: method for method in [*METHODS, *ESDIRK_METHODS, *BDF_METHODS]}
+# Its tests are in `test_radau.py`.
+RADAU = Method(dj.RadauIIA5, 5, 4, 3, False, 0, True, (12, 16, 24), _LONG, False)
+
+BY_NAME = {method.name: method for method in [*METHODS, *ESDIRK_METHODS, *BDF_METHODS, RADAU]}
 
 EVERY_METHOD = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 EVERY_ROSENBROCK_METHOD = pytest.mark.parametrize(

@@ -17,20 +17,15 @@ from diffjax.stepping.lanes import is_native
 from tests.methods import BY_NAME, EVERY_BDF_METHOD, Method
 from tests.problems import (
     AFFINE,
-    CHEMAKZO,
-    CHEMAKZO_DAE,
     CLOCK,
-    HIRES,
     ROBER,
-    ROBER_DAE,
-    VDPOL_STIFF,
-    Case,
     clock,
     robertson,
 )
+from tests.stiff_problems import solve
 from tests.test_esdirk import INPUTS, THIRDS, brusselator, trap
 from tests.test_orders import slope
-from tests.test_rosenbrock import SENSITIVITIES, TIMES, TOLERANCES, error, radau, solve
+from tests.test_rosenbrock import SENSITIVITIES, TIMES
 
 # Formulas -------------------------------------------------------------------------------------
 
@@ -149,49 +144,6 @@ def test_the_order_rises_to_five(method: Method) -> None:
 
 
 # Accuracy and work ----------------------------------------------------------------------------
-
-# Attempted steps and evaluations at 1e-4, 1e-6 and 1e-8: about a fifth more than were taken when
-# the bounds were set. SciPy's BDF takes 0.8 times the steps and twice the evaluations, and makes
-# two to five times the error on HIRES and Van der Pol's oscillator.
-WORK = [
-    ("FBDF", ROBER, (730, 1250, 2520), (830, 1410, 3020)),
-    ("QNDF", ROBER, (670, 1250, 2510), (780, 1430, 3040)),
-    ("FBDF", HIRES, (240, 400, 770), (280, 460, 860)),
-    ("QNDF", HIRES, (220, 400, 750), (260, 460, 840)),
-    ("FBDF", VDPOL_STIFF, (810, 1420, 2850), (1020, 1670, 3220)),
-    ("QNDF", VDPOL_STIFF, (770, 1440, 2790), (1010, 1690, 3160)),
-    ("FBDF", CHEMAKZO, (120, 200, 360), (140, 220, 400)),
-]
-
-
-@pytest.mark.parametrize(
-    ("method", "case", "steps", "work"), WORK, ids=lambda x: getattr(x, "name", None)
-)
-def test_stiff_problems(method: str, case: Case, steps: tuple, work: tuple) -> None:
-    """No less accurate than SciPy's Radau, or within two digits of the tolerance; bounded work."""
-    for rtol, most_steps, most_nf in zip(TOLERANCES, steps, work, strict=True):
-        sol = solve(case, method, rtol)
-        stats = {name: int(x) for name, x in vars(sol.stats).items()}
-        attempts = stats["naccept"] + stats["nreject"]
-        assert error(case, sol.u_end) <= max(100 * rtol, 3 * radau(case, rtol))
-        assert stats["njac"] == stats["nfactor"] == attempts
-        # The iterations, two evaluations for the first step and one for the first slope.
-        assert stats["nsolve"] == stats["nf"] - 3
-        assert attempts <= most_steps
-        assert stats["nf"] <= most_nf
-
-
-@pytest.mark.parametrize(
-    ("name", "case"),
-    [("FBDF", ROBER_DAE), ("FBDF", CHEMAKZO_DAE), ("QNDF", CHEMAKZO_DAE)],
-    ids=lambda x: getattr(x, "name", None),
-)
-def test_algebraic_equations(name: str, case: Case) -> None:
-    """A singular mass matrix: an algebraic variable is as accurate as the rest."""
-    for rtol, most in zip(TOLERANCES, (630, 1160, 2340), strict=True):
-        sol = solve(case, name, rtol)
-        assert error(case, sol.u_end) <= 100 * rtol
-        assert int(sol.stats.naccept) + int(sol.stats.nreject) <= most
 
 
 def test_a_dense_mass_matrix() -> None:

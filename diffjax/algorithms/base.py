@@ -19,7 +19,7 @@ import equinox as eqx
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 # A state as the stepping code sees it: one array, or one flat vector per dtype (`stepping/layout`).
 State = PyTree[Array]
@@ -42,6 +42,9 @@ class Field(eqx.Module):
     In M u' = f the mass matrix is `mass`, an array of shape (n, n), or (n,) for its diagonal, None
     for the identity; `jac_jaxpr` and `jac_args` are the user's Jacobian, None without one. Both act
     on the real coordinates of the state (`linear/coordinates`).
+
+    Of a fully implicit equation F(u', u, p, t) = 0 the function is F, and `slope` is the derivative
+    of the state at the start of the solve; None for every other.
     """
 
     jaxpr: Any = eqx.field(static=True)
@@ -49,6 +52,7 @@ class Field(eqx.Module):
     mass: Array | None = None
     jac_jaxpr: Any = eqx.field(static=True, default=None)
     jac_args: tuple[Array, ...] | None = None
+    slope: State | None = None
 
     def f(self, t: Float[Array, ""], u: State) -> State:
         """The derivative of the state."""
@@ -56,6 +60,14 @@ class Field(eqx.Module):
         n_consts = len(self.jaxpr.constvars)
         consts, parameters = self.args[:n_consts], self.args[n_consts:]
         out = evaluate(self.jaxpr, consts, *parameters, t, *leaves)
+        return jax.tree_util.tree_unflatten(structure, out)
+
+    def residual(self, t: Float[Array, ""], du: State, u: State) -> State:
+        """F(du, u, p, t)."""
+        _, structure = jax.tree_util.tree_flatten(u)
+        n_consts = len(self.jaxpr.constvars)
+        consts, parameters = self.args[:n_consts], self.args[n_consts:]
+        out = evaluate(self.jaxpr, consts, *parameters, t, *jax.tree_util.tree_leaves((du, u)))
         return jax.tree_util.tree_unflatten(structure, out)
 
     def jac(self, t: Float[Array, ""], u: State) -> Float[Array, "n n"]:
@@ -177,6 +189,21 @@ class Algorithm(eqx.Module):
     @property
     def dense_counts(self) -> dict[str, int]:
         """Work of one call of `dense`; empty if it only rearranges what the step computed."""
+        raise NotImplementedError
+
+    @property
+    def phases(self) -> tuple["Algorithm", ...]:
+        """Of an algorithm whose steps are of several kinds: each kind by itself, as an algorithm
+        with the same memory and results. The steps of one trajectory then run in a loop a kind,
+        with no choice in it, which XLA compiles far better."""
+        return ()
+
+    def ready(self, memory: Memory) -> Bool[Array, ""]:
+        """Whether the next step is of this kind; asked of phases only."""
+        raise NotImplementedError
+
+    def enter(self, field: Field, t: Array, u: State, memory: Memory) -> Memory:
+        """The memory when a loop over steps of this kind begins; asked of phases only."""
         raise NotImplementedError
 
     def init(self, field: Field, t: Array, u: State) -> Memory:

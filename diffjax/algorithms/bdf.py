@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ..linear.coordinates import Coordinates
 from .base import Algorithm, Field, Memory, Norm, State, StepResult
-from .bdf_corrector import Cache, Corrector, Equation, Solved, Work, with_derivative
+from .bdf_corrector import Cache, Corrector, Equation, Solved, with_derivative
 from .bdf_history import (
     History,
     Past,
@@ -35,6 +35,7 @@ from .bdf_history import (
 )
 from .bdf_order import Choice, Errors, after_acceptance, after_rejection, risen
 from .implicit import derivative
+from .iterating import Work, error_or_failed
 from .stages import scaled
 
 Vector = Float[Array, " n"]
@@ -51,8 +52,6 @@ FIXED_STEP_ORDER = 2
 # How much smaller than tolerated the error of a step must be, since the errors of many steps add
 # up. Without, HIRES and Van der Pol's oscillator lose two and a half digits, as in SciPy's BDF.
 CAUTION = 6.0
-# The error of a step whose iteration failed although the vector field is finite.
-_FAILED_ERROR = 2.0
 
 
 class Formula(NamedTuple):
@@ -130,7 +129,7 @@ class BDF(Algorithm):
         return Memory(
             history=History.before(slope, self.max_order, self.steps_back),
             choice=Choice.first(),
-            cache=Cache.none(coordinates.size, coordinates.dtype),
+            cache=Cache.none(field, coordinates.size, coordinates.dtype),
         )
 
     def step(
@@ -165,7 +164,6 @@ class BDF(Algorithm):
             stages=(up_to(order, history.differences), formula.past.distances),
             counts=jnp.stack(solved.work),
             dt_next=decision.dt_next,
-            stiffness=scaled(solved.radius, jnp.abs(dt)),
         )
 
     def _decide(
@@ -186,8 +184,7 @@ class BDF(Algorithm):
             CAUTION * constant * size(x)
             for constant, x in zip(formula.errors, (below, correction, above), strict=True)
         )
-        failed = jnp.where(solved.regular, _FAILED_ERROR, jnp.nan).astype(same.dtype)
-        error = jnp.where(solved.done.converged, same, failed)
+        error = error_or_failed(same, solved.done.converged, solved.regular)
         errors, before = (below, error, above), memory.history.steps[0]
         if_accepted, growth = after_acceptance(
             choice, errors, dt.astype(before.dtype), before, self.max_order

@@ -3,31 +3,26 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from ..linear.dense import factorize, row_sum_norm
+from ..linear.dense import factorize
 from ..linear.newton import NewtonResult, Stop, implicit_solution, newton, relative_size, trusted
-from ..linear.reuse import KEPT, Matrices, renewed
+from ..linear.reuse import KEPT, Matrices, renewed, settled
 from .base import Field, Norm, State
-from .implicit import VectorField
+from .implicit import Jacobian, VectorField
+from .iterating import SLOW, Work
 
 Vector = Float[Array, " n"]
-Matrix = Float[Array, "n n"]
 Scalar = Float[Array, ""]
 
-# Iterations whose updates shrink by less than this are slow enough to want a new Jacobian.
-_SLOW = 0.05
+# The matrix of a step, as a multiple of M/h minus the Jacobian; the multiple is in the scale.
+_SHIFTS = (1.0,)
 
 
 class Equation(NamedTuple):
-    """M (lead*e + slope) = h f(t, predicted + e), for the correction e.
-
-    A fully implicit F(u', u, p, t) = 0 needs another `defect` and another `matrix`, and nothing
-    else here or in `bdf`.
-    """
+    """M (lead*e + slope) = h f(t, predicted + e), for the correction e; or F with that u'."""
 
     t: Scalar
     h: Scalar
@@ -40,14 +35,16 @@ class Equation(NamedTuple):
         """The derivative of u' by u that the formula has."""
         return self.lead / self.h
 
-    def defect(self, view: VectorField, e: Vector) -> Vector:
-        """f - M u'."""
-        slope = (self.lead * e + self.slope) / self.h
-        return view.f(self.t, self.predicted + e) - view.mass_times(slope)
+    def derivative(self, e: Vector) -> Vector:
+        """u'."""
+        return (self.lead * e + self.slope) / self.h
 
-    def jacobian(self, view: VectorField, e: Vector) -> Matrix:
-        """df/du."""
-        return view.value_and_jacobian(self.t, self.predicted + e)[1]
+    def defect(self, view: VectorField, e: Vector) -> Vector:
+        """f - M u', or -F."""
+        return view.residual(self.t, self.predicted + e, self.derivative(e))
+
+    def jacobian(self, view: VectorField, e: Vector) -> Jacobian:
+        return view.jacobian(self.t, self.predicted + e, self.derivative(e))
 
 
 class Cache(NamedTuple):
@@ -61,46 +58,26 @@ class Cache(NamedTuple):
     matrices: Matrices | None
 
     @staticmethod
-    def none(n: int, dtype: jnp.dtype) -> "Cache":
-        return Cache(jnp.ones((), dtype), Matrices.none(n, dtype) if n > KEPT else None)
-
-
-class Work(NamedTuple):
-    """What a step counts."""
-
-    nf: Int[Array, ""]
-    njac: Int[Array, ""]
-    nfactor: Int[Array, ""]
-    nsolve: Int[Array, ""]
-    nnewton_fail: Int[Array, ""]
-
-    @staticmethod
-    def of(done: NewtonResult, njac: Array, nfactor: Array) -> "Work":
-        failed = (~done.converged).astype(jnp.int32)
-        return Work(done.iterations, njac, nfactor, done.iterations, failed)
+    def none(field: Field, n: int, dtype: jnp.dtype) -> "Cache":
+        kept = n > KEPT and field.slope is None
+        matrices = Matrices.none(n, dtype, _SHIFTS) if kept else None
+        return Cache(jnp.ones((), dtype), matrices)
 
 
 class Solved(NamedTuple):
-    """The last attempt at a correction, without derivative, and the matrices that it had; `radius`
-    bounds the eigenvalues of the Jacobian."""
+    """The last attempt at a correction, without derivative; `regular` says that what it came to is
+    finite, and so is the Jacobian."""
 
     done: NewtonResult
     matrices: Matrices | None
     work: Work
-    radius: Scalar
-
-    @property
-    def regular(self) -> Bool[Array, ""]:
-        """Whether what it came to is finite, and so is the Jacobian."""
-        return jnp.isfinite(self.radius) & jnp.all(jnp.isfinite(self.done.x))
+    regular: Bool[Array, ""]
 
     def handed_on(self) -> tuple[Cache, Cache]:
         """For the next step, and for another attempt at this one."""
         rate, matrices = self.done.rate, self.matrices
-        if matrices is not None:
-            no = jnp.zeros_like(matrices.current)
-            matrices = matrices._replace(current=no, outdated=rate > _SLOW)
-        return Cache(rate, matrices), Cache(jnp.ones_like(rate), matrices)
+        accepted = None if matrices is None else matrices.handed_on(rate > SLOW)
+        return Cache(rate, accepted), Cache(jnp.ones_like(rate), matrices)
 
 
 class Corrector:
@@ -126,36 +103,23 @@ class Corrector:
         jacobian = self.jacobian()
         done = self.attempt(cache, factorize(self.view.shifted(self.equation.scale, jacobian)))
         one = jnp.ones((), jnp.int32)
-        return Solved(done, None, Work.of(done, one, one), row_sum_norm(jacobian))
+        return Solved(done, None, _work(done, one, one), _finite(done.x, jacobian))
 
     def _solve_with(self, cache: Cache, matrices: Matrices) -> Solved:
         """With matrices that are kept; should they not do, once more with new ones."""
         scale = self.equation.scale
 
-        def attempt(
-            state: tuple[Matrices, NewtonResult, Work],
-        ) -> tuple[Matrices, NewtonResult, Work]:
-            old, _, before = state
-            again = before.nf > 0
-            new, njac, nfactor = renewed(
-                old, scale, self.jacobian, self.view.shifted, old.outdated | again
-            )
-            done = self.attempt(cache, lambda b: new.solve(scale, b))
-            work = Work.of(done, njac, nfactor)
-            return new, done, Work(*(x + y for x, y in zip(before, work, strict=True)))
+        def renew(old: Matrices, want: Array) -> tuple[Matrices, Array, Array]:
+            return renewed(old, scale, self.jacobian, self.view.shifted, _SHIFTS, want)
 
-        def unsettled(state: tuple[Matrices, NewtonResult, Work]) -> Array:
-            matrices, done, work = state
-            return (work.nf == 0) | (~done.converged & ~matrices.current)
+        def attempt(new: Matrices, njac: Array, nfactor: Array) -> tuple[NewtonResult, Work]:
+            done = self.attempt(cache, lambda b: new.solve(0, scale, b))
+            return done, _work(done, njac, nfactor)
 
-        zero = jnp.zeros((), jnp.int32)
-        nothing = jnp.zeros_like(self.equation.predicted)
-        blank = NewtonResult(nothing, jnp.zeros((), bool), cache.rate, zero)
-        state = matrices, blank, Work(*[zero] * len(Work._fields))
-        matrices, done, work = jax.lax.while_loop(unsettled, attempt, state)
-        return Solved(done, matrices, work, row_sum_norm(matrices.jacobian))
+        matrices, done, work = settled(matrices, renew, attempt)
+        return Solved(done, matrices, work, _finite(done.x, matrices.jacobian))
 
-    def jacobian(self) -> Matrix:
+    def jacobian(self) -> Jacobian:
         equation = self.equation
         return equation.jacobian(self.view, jnp.zeros_like(equation.predicted))
 
@@ -183,8 +147,18 @@ def with_derivative(field: Field, equation: Equation, u: State, e: Vector) -> Ve
         view, equation = parts(arguments)
         return equation.defect(view, e)
 
-    def jacobian(e: Vector, *arguments: Array) -> Matrix:
+    def solver(e: Vector, *arguments: Array) -> Callable[[Vector], Vector]:
         view, equation = parts(arguments)
-        return view.shifted(equation.scale, equation.jacobian(view, e))
+        return factorize(view.shifted(equation.scale, equation.jacobian(view, e)))
 
-    return implicit_solution(residual, jacobian, e, [*equation, *leaves])
+    return implicit_solution(residual, solver, e, [*equation, *leaves])
+
+
+def _work(done: NewtonResult, njac: Array, nfactor: Array) -> Work:
+    failed = (~done.converged).astype(jnp.int32)
+    return Work(done.iterations, njac, nfactor, done.iterations, failed)
+
+
+def _finite(x: Vector, jacobian: Jacobian) -> Bool[Array, ""]:
+    parts = [jnp.all(jnp.isfinite(part)) for part in jtu.tree_leaves((x, jacobian))]
+    return jnp.all(jnp.stack(parts))

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float
 
 from ..linear.coordinates import Coordinates
@@ -11,10 +12,12 @@ from .base import Field, State
 
 Vector = Float[Array, " n"]
 Matrix = Float[Array, "n n"]
+# df/dv; of F(v', v, t) = 0 the pair of dF/dv' and dF/dv.
+Jacobian = Matrix | tuple[Matrix, Matrix]
 
 
 class VectorField:
-    """M v' = f(t, v) in the real coordinates of states like `u`."""
+    """M v' = f(t, v), or F(v', v, t) = 0, in the real coordinates of states like `u`."""
 
     def __init__(self, field: Field, u: State) -> None:
         self.field, self.coordinates = field, Coordinates(u)
@@ -42,9 +45,29 @@ class VectorField:
             return v
         return mass * v if mass.ndim == 1 else times(mass, v)
 
-    def shifted(self, scale: Array, jacobian: Matrix) -> Matrix:
-        """scale*M - df/dv."""
-        mass = self.field.mass
+    def residual(self, t: Array, v: Vector, slope: Vector) -> Vector:
+        """f - M v' with another derivative v', or -F: what the equation wants to be zero."""
+        if self.field.slope is None:
+            return self.f(t, v) - self.mass_times(slope)
+        back = self.coordinates.unflatten
+        return -self.coordinates.flatten(self.field.residual(t, back(slope), back(v)))
+
+    def jacobian(self, t: Array, v: Vector, slope: Vector) -> Jacobian:
+        """What `shifted` makes the residual's derivatives of."""
+        if self.field.slope is None:
+            return self.value_and_jacobian(t, v)[1]
+        _, of_slope = value_and_jacobian(lambda slope: -self.residual(t, v, slope), slope)
+        _, of_state = value_and_jacobian(lambda v: -self.residual(t, v, slope), v)
+        return of_slope, of_state
+
+    def shifted(self, scale: Array, jacobian: Jacobian) -> Matrix:
+        """scale*M - df/dv, or scale*dF/dv' + dF/dv; complex if the scale is."""
+        mass, dtype = self.field.mass, scale.dtype
+        jacobian = jtu.tree_map(lambda x: x.astype(dtype), jacobian)
+        if isinstance(jacobian, tuple):
+            of_slope, of_state = jacobian
+            return scale * of_slope + of_state
+        mass = None if mass is None else mass.astype(dtype)
         if mass is not None and mass.ndim == 2:
             return scale * mass - jacobian
         identity = jnp.eye(jacobian.shape[0], dtype=jacobian.dtype)
@@ -75,7 +98,13 @@ class VectorField:
 
 
 def derivative(field: Field, t: Array, u: State) -> State:
-    """u', which with a mass matrix is not f."""
+    """u', which with a mass matrix is not f.
+
+    An equation F(u', u, p, t) = 0 has no formula for it: then it is what it is at the start, which
+    is where a solve asks for it.
+    """
+    if field.slope is not None:
+        return field.slope
     if field.mass is None:
         return field.f(t, u)
     view = VectorField(field, u)

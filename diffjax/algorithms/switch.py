@@ -123,10 +123,25 @@ class AutoSwitch(Algorithm):
         first = self.nonstiff.init(field, t, u).cache
         return Memory(blank.history, Switch(no, no, votes, blank.choice), (first, blank.cache))
 
+    @property
+    def phases(self) -> tuple[Algorithm, ...]:
+        limits = self.max_stiff_steps, self.max_nonstiff_steps, self.stiff_tol, self.nonstiff_tol
+        return tuple(_Phase(self.nonstiff, self.stiff, *limits, side) for side in (False, True))
+
     def recall(self, field: Field, t: Array, u: State, lasting: Memory) -> Memory:
         first = self.nonstiff.init(field, t, u).cache
         inner = Memory(lasting.history, lasting.choice.inner)
         return lasting._replace(cache=(first, self.stiff.recall(field, t, u, inner).cache))
+
+    def _taken(
+        self,
+        stiff: Array,
+        explicit: Callable[[], StepResult],
+        implicit: Callable[[], StepResult],
+        t: Array,
+    ) -> tuple[StepResult, StepResult]:
+        """The step of each method, if any lane wants it."""
+        return _where_any(~stiff, explicit, t), _where_any(stiff, implicit, t)
 
     def step(
         self, field: Field, t: Array, dt: Array, u: State, memory: Memory, norm: Norm | None
@@ -149,7 +164,7 @@ class AutoSwitch(Algorithm):
             result = self.stiff.step(field, t, dt, u, inner, norm)
             return self._uniform(result, self.stiff, choice.fresh, t)
 
-        results = _where_any(~stiff, explicit, t), _where_any(stiff, implicit, t)
+        results = self._taken(stiff, explicit, implicit, t)
         one: StepResult = _either(stiff, *(r._replace(**_APART) for r in results))
         spoilt = jnp.zeros((), bool) if one.error is None else ~stiff & ~jnp.isfinite(one.error)
         accepted = self._voted(choice, self._against(stiff, one.stiffness))
@@ -200,16 +215,14 @@ class AutoSwitch(Algorithm):
     def _voted(self, choice: Switch, against: Array) -> Switch:
         votes = jnp.where(against, choice.votes + 1, 0)
         over = votes > jnp.where(choice.stiff, self.max_nonstiff_steps, self.max_stiff_steps)
-        return Switch(choice.stiff ^ over, over, jnp.where(over, 0, votes), choice.inner)
+        return Switch(choice.stiff != over, over, jnp.where(over, 0, votes), choice.inner)
 
     def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:
         """The coefficients of both methods; those of the one that has not stepped are zero."""
         stiff, *several = stages
         both = [
-            _where_any(wanted, lambda a=alg, s=s: a.dense(field, t, dt, u, s), t)
-            for alg, s, wanted in zip(
-                (self.nonstiff, self.stiff), several, (~stiff, stiff), strict=True
-            )
+            alg.dense(field, t, dt, u, s)
+            for alg, s in zip((self.nonstiff, self.stiff), several, strict=True)
         ]
         zeros = jtu.tree_map(jnp.zeros_like, both)
         first, *rest = _either(stiff, both[0], zeros[0])
@@ -222,6 +235,54 @@ class AutoSwitch(Algorithm):
             self.stiff.interpolate(implicit, theta),
         )
         return jtu.tree_map(jnp.add, *values)
+
+
+class _Phase(AutoSwitch):
+    """The steps of one of the methods."""
+
+    side: bool = eqx.field(static=True, default=False)
+
+    @property
+    def phases(self) -> tuple[Algorithm, ...]:
+        return ()
+
+    def ready(self, memory: Memory) -> Bool[Array, ""]:
+        return memory.choice.stiff == self.side
+
+    def enter(self, field: Field, t: Array, u: State, memory: Memory) -> Memory:
+        choice, (first, second) = memory.choice, memory.cache
+        if not self.side:
+            new = self.nonstiff.init(field, t, u).cache
+            return memory._replace(cache=(_either(choice.fresh, first, new), second))
+        inner = Memory(memory.history, choice.inner, second)
+        inner = _either(choice.fresh, inner, self.stiff.init(field, t, u))
+        return Memory(inner.history, choice._replace(inner=inner.choice), (first, inner.cache))
+
+    def recall(self, field: Field, t: Array, u: State, lasting: Memory) -> Memory:
+        choice, blank = lasting.choice, self.init(field, t, u).cache
+        inner = Memory(lasting.history, choice.inner)
+        if not self.side:
+            return lasting._replace(cache=blank)
+        inner = _either(
+            choice.fresh, self.stiff.recall(field, t, u, inner), self.stiff.init(field, t, u)
+        )
+        return Memory(inner.history, choice._replace(inner=inner.choice), (blank[0], inner.cache))
+
+    def _taken(
+        self,
+        stiff: Array,
+        explicit: Callable[[], StepResult],
+        implicit: Callable[[], StepResult],
+        t: Array,
+    ) -> tuple[StepResult, StepResult]:
+        if self.side:
+            return _blank(explicit, t), implicit()
+        return explicit(), _blank(implicit, t)
+
+    def _refreshed(
+        self, alg: Algorithm, field: Field, t: Array, u: State, memory: Memory, fresh: Array
+    ) -> Memory:
+        return memory
 
 
 # What the two methods do not share, and what is made of them together.

@@ -17,7 +17,7 @@ import jax
 import jax.custom_batching
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 Matrix = Float[Array, "n n"]
 Vector = Float[Array, " n"]
@@ -56,6 +56,21 @@ def times(matrix: Matrix, x: Vector) -> Vector:
     return jnp.stack([sum(row[1:], start=row[0]) for row in terms])
 
 
+def is_regular(matrix: Matrix) -> Bool[Array, ""]:
+    """Whether a matrix is not singular to rounding, in the 1-norm and with its rows scaled.
+
+    A singular Jacobian belongs to a root that is not isolated, such as an equilibrium with a
+    conserved quantity: rounding would decide which of its neighbours is found, and what its
+    derivative is.
+    """
+    largest = jnp.max(jnp.abs(matrix), axis=1, keepdims=True)
+    scaled = matrix / largest
+    rounding = 10 * matrix.shape[0] * float(jnp.finfo(matrix.dtype).eps)
+    inverse = _inverse(scaled) if matrix.shape[0] <= INVERTED else jnp.linalg.inv(scaled)
+    sizes = [jnp.max(jnp.sum(jnp.abs(x), axis=0)) for x in (scaled, inverse)]
+    return sizes[0] * sizes[1] * rounding < 1
+
+
 def row_sum_norm(matrix: Matrix) -> Float[Array, ""]:
     """The largest sum of absolute values of a row: a bound of the eigenvalues."""
     return jnp.max(jnp.sum(jnp.abs(jax.lax.stop_gradient(matrix)), axis=1))
@@ -64,6 +79,19 @@ def row_sum_norm(matrix: Matrix) -> Float[Array, ""]:
 def _product(a: Matrix, b: Matrix) -> Matrix:
     """`a @ b`, as a sum too."""
     return jnp.sum(a[:, :, None] * b[None, :, :], axis=1)
+
+
+def _size(x: Array) -> Array:
+    """What pivots are compared by; of complex numbers not the modulus, as in LAPACK's izamax."""
+    return jnp.abs(jnp.real(x)) + jnp.abs(jnp.imag(x)) if jnp.iscomplexobj(x) else jnp.abs(x)
+
+
+def _divided(row: list[Array], pivot: Array) -> list[Array]:
+    """A row over its pivot; one complex division costs many products, with XLA."""
+    if not jnp.iscomplexobj(pivot):
+        return [x / pivot for x in row]
+    inverse = 1 / pivot
+    return [x * inverse for x in row]
 
 
 @jax.custom_jvp
@@ -88,11 +116,11 @@ def _inverse_by_numbers(matrix: Matrix) -> Matrix:
     ]
     for k in range(n):
         for i in range(k + 1, n):
-            larger = jnp.abs(rows[i][k]) > jnp.abs(rows[k][k])
+            larger = _size(rows[i][k]) > _size(rows[k][k])
             pairs = list(zip(rows[k], rows[i], strict=True))
             rows[k] = [jnp.where(larger, y, x) for x, y in pairs]
             rows[i] = [jnp.where(larger, x, y) for x, y in pairs]
-        rows[k] = [x / rows[k][k] for x in rows[k]]
+        rows[k] = _divided(rows[k], rows[k][k])
         for i in range(n):
             if i != k:
                 factor = rows[i][k]
@@ -110,11 +138,11 @@ def _inverse_by_columns(matrix: Matrix) -> Matrix:
     def eliminate(k: Array, both: Array) -> Array:
         here = row == k
         values = jnp.sum(jnp.where(column[None, :] == k, both, 0), axis=1)
-        largest = jnp.argmax(jnp.where(row >= k, jnp.abs(values), -1))
+        largest = jnp.argmax(jnp.where(row >= k, _size(values), -1))
         chosen = row == largest
         pivot_row = jnp.sum(jnp.where(chosen[:, None], both, 0), axis=0)
         displaced = jnp.sum(jnp.where(here[:, None], both, 0), axis=0)
-        pivot_row = pivot_row / jnp.sum(jnp.where(chosen, values, 0))
+        [pivot_row] = _divided([pivot_row], jnp.sum(jnp.where(chosen, values, 0)))
         both = jnp.where(chosen[:, None], displaced[None, :], both)
         values = jnp.where(chosen, jnp.sum(jnp.where(here, values, 0)), values)
         reduced = both - values[:, None] * pivot_row[None, :]

@@ -22,8 +22,8 @@ class Inputs(NamedTuple):
     """What a solve is differentiated with respect to.
 
     `args` are the vector field's closed-over arrays and parameters, `save_args` those of
-    `save_fn`; `saves` the times at which to save and `stops` those to step on, both sorted; `mass`
-    and `jac_args` those of `Field`.
+    `save_fn`; `saves` the times at which to save and `stops` those to step on, both sorted; `mass`,
+    `jac_args` and `slope` those of `Field`.
     """
 
     u0: State
@@ -35,6 +35,7 @@ class Inputs(NamedTuple):
     stops: Float[Array, " stops"] | None
     mass: Array | None = None
     jac_args: tuple[Array, ...] | None = None
+    slope: State | None = None
 
 
 class Settings(NamedTuple):
@@ -79,7 +80,14 @@ class Plan:
     jac_jaxpr: Any = None
 
     def field(self, inputs: Inputs) -> Field:
-        return Field(self.field_jaxpr, inputs.args, inputs.mass, self.jac_jaxpr, inputs.jac_args)
+        return Field(
+            self.field_jaxpr,
+            inputs.args,
+            inputs.mass,
+            self.jac_jaxpr,
+            inputs.jac_args,
+            inputs.slope,
+        )
 
     @property
     def small(self) -> bool:
