@@ -271,9 +271,13 @@ def _solution(result: dict[str, Any], prob: Problem, options: Options) -> Soluti
 def _equation(prob: Problem) -> dict[str, Any]:
     """The arguments that say what the equation is, in a form that may leave a `jit`."""
     given = prob.arguments()
-    functions = {k: UserFunction(given[k]) for k in ("f", "jac") if given.get(k) is not None}
+    held: dict[str, Any] = {
+        k: UserFunction(given[k]) for k in ("f", "jac") if given.get(k) is not None
+    }
+    if given.get("jac_sparsity") is not None:
+        held["jac_sparsity"] = Parts(given["jac_sparsity"], dynamic=lambda _: False)
     mass = given.get("mass_matrix")
-    return functions if mass is None else {**functions, "mass_matrix": Parts(mass)}
+    return held if mass is None else {**held, "mass_matrix": Parts(mass)}
 
 
 def _default_algorithm(prob: Problem, rtol: PyTree) -> Algorithm:

@@ -19,16 +19,15 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..linear.coordinates import Coordinates
-from ..linear.dense import factorize
+from ..linear.dense import Matrix, factorize, is_finite
 from ..linear.newton import Stop, implicit_solution, newton, relative_size, trusted
-from ..linear.reuse import KEPT, Matrices, renewed
+from ..linear.reuse import Matrices, are_kept, renewed
 from .base import Field, Memory, Norm, State, StepResult, TableauMethod
 from .implicit import VectorField, derivative
 from .stages import combine, evaluate_extension
 from .tableaus.esdirk import ESDIRKTableau
 
 Vector = Float[Array, " n"]
-Matrix = Float[Array, "n n"]
 
 # The error of a step whose iteration failed although the vector field is finite.
 _FAILED_ERROR = 2.0
@@ -108,7 +107,9 @@ class ESDIRK(TableauMethod):
         slope = None
         if self.tableau.explicit_first:
             slope = coordinates.flatten(derivative(field, t, u))
-        matrices = Matrices.none(n, dtype) if n > KEPT else None
+        matrices = None
+        if are_kept(n, field.sparsity):
+            matrices = Matrices.none(n, dtype, field.sparsity)
         return Memory(cache=_Cache(slope, jnp.ones((), dtype), matrices))
 
     def step(
@@ -246,7 +247,7 @@ class _StageSolver:
             matrices=None,
             work=_work(done, jnp.ones((), jnp.int32), jnp.ones((), jnp.int32)),
             filtered=lambda x: inverse(self.scale * self.view.mass_times(x)),
-            regular=jnp.all(jnp.isfinite(jacobian)),
+            regular=is_finite(jacobian),
         )
 
     def _solve_with(self, cache: _Cache, matrices: Matrices) -> _Solved:
@@ -285,7 +286,7 @@ class _StageSolver:
             filtered=lambda x: matrices.solve(
                 matrices.scale, matrices.scale * self.view.mass_times(x)
             ),
-            regular=jnp.all(jnp.isfinite(matrices.jacobian)),
+            regular=is_finite(matrices.jacobian),
         )
 
     def jacobian(self) -> Matrix:

@@ -2,15 +2,15 @@
 
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float
 
 from ..linear.coordinates import Coordinates
-from ..linear.dense import factorize, times
+from ..linear.dense import Matrix, factorize, rows_of, shifted, times
 from ..linear.jacobian import value_and_jacobian, varying_like
 from .base import Field, State
 
 Vector = Float[Array, " n"]
-Matrix = Float[Array, "n n"]
 
 
 class VectorField:
@@ -24,9 +24,12 @@ class VectorField:
 
     def value_and_jacobian(self, t: Array, v: Vector) -> tuple[Vector, Matrix]:
         """f and df/dv."""
+        sparsity = self.field.sparsity
         if self.field.jac_args is not None:
-            return self.f(t, v), self.field.jac(t, self.coordinates.unflatten(v))
-        return value_and_jacobian(lambda v: self.f(t, v), v)
+            given = self.field.jac(t, self.coordinates.unflatten(v))
+            return self.f(t, v), given if sparsity is None else sparsity.of_dense(given)
+        find = value_and_jacobian if sparsity is None else sparsity.value_and_jacobian
+        return find(lambda v: self.f(t, v), v)
 
     def time_derivative(self, t: Array, v: Vector) -> Vector | None:
         """df/dt; None where it is zero for certain."""
@@ -44,12 +47,7 @@ class VectorField:
 
     def shifted(self, scale: Array, jacobian: Matrix) -> Matrix:
         """scale*M - df/dv."""
-        mass = self.field.mass
-        if mass is not None and mass.ndim == 2:
-            return scale * mass - jacobian
-        identity = jnp.eye(jacobian.shape[0], dtype=jacobian.dtype)
-        diagonal = scale if mass is None else (scale * mass)[:, None]
-        return diagonal * identity - jacobian
+        return shifted(scale, self.field.mass, jacobian)
 
     def algebraic(self) -> Bool[Array, " n"] | None:
         """Which rows of M are zero; None without a mass matrix."""
@@ -68,9 +66,10 @@ class VectorField:
             return self.f(t, v)
         value, jacobian = self.value_and_jacobian(t, v)
         in_time = self.time_derivative(t, v)
-        mass = self.shifted(jnp.ones((), v.dtype), jnp.zeros_like(jacobian))
+        nothing = jtu.tree_map(jnp.zeros_like, jacobian)
+        mass = self.shifted(jnp.ones((), v.dtype), nothing)
         implied = jnp.zeros_like(value) if in_time is None else -in_time
-        matrix = jnp.where(algebraic[:, None], jacobian, mass)
+        matrix = rows_of(algebraic, jacobian, mass)
         return factorize(matrix)(jnp.where(algebraic, implied, value))
 
 

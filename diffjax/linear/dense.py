@@ -17,10 +17,16 @@ import jax
 import jax.custom_batching
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
-Matrix = Float[Array, "n n"]
+from .band import Band, BandFactors
+
+# A dense matrix, or one of another form.
+Matrix = Float[Array, "n n"] | Band
+Dense = Float[Array, "n n"]
 Vector = Float[Array, " n"]
+# Of a dense matrix those of LAPACK, with their row exchanges.
+Factors = tuple[Dense, Int[Array, " n"]] | BandFactors
 
 # The largest sizes that are inverted number by number, and inverted at all. Measured in Rodas5P on
 # two x86-64 cores: at n = 10 a step takes 4.5 us by the loop below and 11 us with LAPACK; at n = 20
@@ -34,6 +40,8 @@ def factorize(matrix: Matrix) -> Callable[[Vector], Vector]:
 
     x is not finite if the matrix is singular.
     """
+    if isinstance(matrix, Band):
+        return matrix.factorize()
     if matrix.shape[0] <= INVERTED:
         inverse = _inverse(matrix)
         return lambda b: times(inverse, b)
@@ -46,8 +54,46 @@ def factorize(matrix: Matrix) -> Callable[[Vector], Vector]:
     )
 
 
+def factors_of(matrix: Matrix) -> Factors:
+    """The factors of a matrix, to be kept; nothing differentiates them."""
+    return matrix.factors() if isinstance(matrix, Band) else jsl.lu_factor(matrix)
+
+
+def solve_with(factors: Factors, b: Vector) -> Vector:
+    """The x with A x = b, from the factors of A."""
+    return factors.solve(b) if isinstance(factors, BandFactors) else jsl.lu_solve(factors, b)
+
+
+def is_finite(matrix: Matrix) -> Bool[Array, ""]:
+    """Whether all entries are."""
+    entries = matrix.rows if isinstance(matrix, Band) else matrix
+    return jnp.all(jnp.isfinite(entries))
+
+
+def shifted(scale: Array, mass: Array | None, matrix: Matrix) -> Matrix:
+    """scale*M minus a matrix; M is given by its diagonal, or all of it, None for the identity."""
+    if isinstance(matrix, Band):
+        return matrix.shifted(scale, mass)
+    if mass is not None and mass.ndim == 2:
+        return scale * mass - matrix
+    identity = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+    diagonal = scale if mass is None else (scale * mass)[:, None]
+    return diagonal * identity - matrix
+
+
+def rows_of(chosen: Bool[Array, " n"], matrix: Matrix, other: Matrix) -> Matrix:
+    """The chosen rows of a matrix, and the rest of another of the same form."""
+    if isinstance(matrix, Band):
+        assert isinstance(other, Band)
+        return other.with_rows_of(matrix, chosen)
+    assert not isinstance(other, Band)
+    return jnp.where(chosen[:, None], matrix, other)
+
+
 def times(matrix: Matrix, x: Vector) -> Vector:
     """`matrix @ x`, which XLA compiles in place where it hands a product to a library."""
+    if isinstance(matrix, Band):
+        return matrix.times(x)
     if matrix.shape[0] > BY_NUMBERS:
         return jnp.sum(matrix * x[None, :], axis=1)
     # Number by number, so that of many lanes each number is one vector.
@@ -56,24 +102,24 @@ def times(matrix: Matrix, x: Vector) -> Vector:
     return jnp.stack([sum(row[1:], start=row[0]) for row in terms])
 
 
-def _product(a: Matrix, b: Matrix) -> Matrix:
+def _product(a: Dense, b: Dense) -> Dense:
     """`a @ b`, as a sum too."""
     return jnp.sum(a[:, :, None] * b[None, :, :], axis=1)
 
 
 @jax.custom_jvp
-def _inverse(matrix: Matrix) -> Matrix:
+def _inverse(matrix: Dense) -> Dense:
     by_numbers = matrix.shape[0] <= BY_NUMBERS
     return _inverse_by_numbers(matrix) if by_numbers else _inverse_by_columns(matrix)
 
 
 @_inverse.defjvp
-def _(primals: tuple[Matrix], tangents: tuple[Matrix]) -> tuple[Matrix, Matrix]:
+def _(primals: tuple[Dense], tangents: tuple[Dense]) -> tuple[Dense, Dense]:
     inverse = _inverse(*primals)
     return inverse, -_product(_product(inverse, *tangents), inverse)
 
 
-def _inverse_by_numbers(matrix: Matrix) -> Matrix:
+def _inverse_by_numbers(matrix: Dense) -> Dense:
     """Gauss-Jordan elimination written out; under `vmap` every number becomes a vector."""
     n = matrix.shape[0]
     one, zero = jnp.ones((), matrix.dtype), jnp.zeros((), matrix.dtype)
@@ -96,7 +142,7 @@ def _inverse_by_numbers(matrix: Matrix) -> Matrix:
 
 
 @jax.custom_batching.custom_vmap
-def _inverse_by_columns(matrix: Matrix) -> Matrix:
+def _inverse_by_columns(matrix: Dense) -> Dense:
     """Gauss-Jordan elimination, a loop over columns."""
     n = matrix.shape[0]
     row, column = jnp.arange(n), jnp.arange(2 * n)

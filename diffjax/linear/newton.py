@@ -15,10 +15,9 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
-from .dense import factorize
+from .dense import Matrix, factorize
 
 Vector = Float[Array, " n"]
-Matrix = Float[Array, "n n"]
 
 # HW II, section IV.8: the error that may be left, in units of the tolerance, the most iterations,
 # and the power to which the rate of one step is trusted in the next.

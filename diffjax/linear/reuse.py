@@ -11,10 +11,13 @@ from typing import NamedTuple
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
-import jax.scipy.linalg as jsl
+import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-Matrix = Float[Array, "n n"]
+from .band import Band
+from .dense import Factors, Matrix, factors_of, solve_with
+from .sparsity import Sparsity
+
 Vector = Float[Array, " n"]
 
 # Matrices with more rows than this are kept. Measured with KenCarp4 on the Brusselator in one
@@ -25,6 +28,11 @@ KEPT = 200
 SAME_SCALE = 0.2
 
 
+def are_kept(n: int, sparsity: Sparsity | None) -> bool:
+    """Whether matrices of so many rows are worth keeping; those of a band are not."""
+    return n > KEPT and (sparsity is None or sparsity.band is None)
+
+
 class Matrices(NamedTuple):
     """A Jacobian, and the factors of scale*M minus it; `scale` is zero where there are none yet.
 
@@ -33,17 +41,20 @@ class Matrices(NamedTuple):
     """
 
     jacobian: Matrix
-    factors: tuple[Matrix, Int[Array, " n"]]
+    factors: Factors
     scale: Float[Array, ""]
     current: Bool[Array, ""]
     outdated: Bool[Array, ""]
 
     @staticmethod
-    def none(n: int, dtype: jnp.dtype) -> "Matrices":
-        zeros = jnp.zeros((n, n), dtype)
+    def none(n: int, dtype: jnp.dtype, sparsity: Sparsity | None = None) -> "Matrices":
+        jacobian: Matrix = jnp.zeros((n, n), dtype)
+        if sparsity is not None and sparsity.band is not None:
+            jacobian = Band(jnp.zeros((n, sparsity.band.width), dtype), sparsity.band)
+        like = jax.eval_shape(factors_of, jacobian)
+        factors = jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), like)
         no, yes = jnp.zeros((), bool), jnp.ones((), bool)
-        factors = zeros, jnp.zeros(n, jnp.int32)
-        return Matrices(zeros, factors, jnp.zeros((), dtype), no, yes)
+        return Matrices(jacobian, factors, jnp.zeros((), dtype), no, yes)
 
     def solve(self, scale: Array, b: Vector) -> Vector:
         """x with (scale*M - J) x = b, nearly.
@@ -52,7 +63,7 @@ class Matrices(NamedTuple):
         guide, section 2.1.3).
         """
         balance = 2 / (1 + self.scale / scale)
-        return balance * jsl.lu_solve(self.factors, b)
+        return balance * solve_with(self.factors, b)
 
 
 def renewed(
@@ -67,8 +78,8 @@ def renewed(
     want_factors = want_jacobian | moved
     matrix = _if_wanted(want_jacobian, jacobian, old.jacobian)
 
-    def factors() -> tuple[Matrix, Array]:
-        return jsl.lu_factor(shifted(scale, matrix))
+    def factors() -> Factors:
+        return factors_of(shifted(scale, matrix))
 
     new = Matrices(
         jacobian=matrix,
