@@ -50,6 +50,7 @@ from .integrator import init as init
 from .integrator import step as step
 from .interpolation import CubicHermite as CubicHermite
 from .interpolation import LinearInterpolation as LinearInterpolation
+from .linear.krylov import GMRES as GMRES
 from .problems import ODEProblem as ODEProblem
 from .problems import Problem as Problem
 from .problems import SteadyStateProblem as SteadyStateProblem
@@ -64,6 +65,7 @@ from .solution import Solution as Solution
 from .solution import SolveError as SolveError
 from .solution import Stats as Stats
 from .solve import solve as solve
+from .sparsity import check_sparsity as check_sparsity
 from .stepping.controllers import Controller as Controller
 from .stepping.controllers import IController as IController
 from .stepping.controllers import PIController as PIController

@@ -1,23 +1,31 @@
 """What implicit methods see of a vector field: real coordinates, Jacobian, mass matrix."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float
 
 from ..linear.coordinates import Coordinates
-from ..linear.dense import Matrix, factorize, rows_of, shifted, times
+from ..linear.dense import Matrix, factorize, mass_times, rows_of, shifted
 from ..linear.jacobian import value_and_jacobian, varying_like
+from ..linear.krylov import GMRES, MatrixFree
 from .base import Field, State
 
 Vector = Float[Array, " n"]
 
 
 class VectorField:
-    """M v' = f(t, v) in the real coordinates of states like `u`."""
+    """M v' = f(t, v) in the real coordinates of states like `u`.
 
-    def __init__(self, field: Field, u: State) -> None:
+    With a `solver` its Jacobian is known by products alone; `exact` solves are to rounding.
+    """
+
+    def __init__(
+        self, field: Field, u: State, solver: GMRES | None = None, exact: bool = True
+    ) -> None:
         self.field, self.coordinates = field, Coordinates(u)
+        self.solver, self.exact = solver, exact
 
     def f(self, t: Array, v: Vector) -> Vector:
         return self.coordinates.flatten(self.field.f(t, self.coordinates.unflatten(v)))
@@ -25,11 +33,25 @@ class VectorField:
     def value_and_jacobian(self, t: Array, v: Vector) -> tuple[Vector, Matrix]:
         """f and df/dv."""
         sparsity = self.field.sparsity
+        if self.solver is not None:
+            return self._value_and_products(self.solver, t, v)
         if self.field.jac_args is not None:
             given = self.field.jac(t, self.coordinates.unflatten(v))
             return self.f(t, v), given if sparsity is None else sparsity.of_dense(given)
         find = value_and_jacobian if sparsity is None else sparsity.value_and_jacobian
         return find(lambda v: self.f(t, v), v)
+
+    def _value_and_products(self, solver: GMRES, t: Array, v: Vector) -> tuple[Vector, MatrixFree]:
+        value, push = jax.linearize(lambda v: self.f(t, v), v)
+        back = self.coordinates.unflatten
+
+        def near_inverse(gamma_dt: Array) -> Callable[[Vector], Vector]:
+            assert solver.preconditioner is not None
+            apply = solver.preconditioner(back(v), gamma_dt)
+            return lambda r: self.coordinates.flatten(apply(back(r)))
+
+        given = None if solver.preconditioner is None else near_inverse
+        return value, MatrixFree(push, v, solver, given, self.exact)
 
     def time_derivative(self, t: Array, v: Vector) -> Vector | None:
         """df/dt; None where it is zero for certain."""
@@ -40,10 +62,7 @@ class VectorField:
 
     def mass_times(self, v: Vector) -> Vector:
         """M v."""
-        mass = self.field.mass
-        if mass is None:
-            return v
-        return mass * v if mass.ndim == 1 else times(mass, v)
+        return mass_times(self.field.mass, v)
 
     def shifted(self, scale: Array, jacobian: Matrix) -> Matrix:
         """scale*M - df/dv."""
@@ -66,16 +85,15 @@ class VectorField:
             return self.f(t, v)
         value, jacobian = self.value_and_jacobian(t, v)
         in_time = self.time_derivative(t, v)
-        nothing = jtu.tree_map(jnp.zeros_like, jacobian)
-        mass = self.shifted(jnp.ones((), v.dtype), nothing)
+        mass = self.shifted(jnp.ones((), v.dtype), 0.0 * jacobian)
         implied = jnp.zeros_like(value) if in_time is None else -in_time
         matrix = rows_of(algebraic, jacobian, mass)
         return factorize(matrix)(jnp.where(algebraic, implied, value))
 
 
-def derivative(field: Field, t: Array, u: State) -> State:
+def derivative(field: Field, t: Array, u: State, solver: GMRES | None = None) -> State:
     """u', which with a mass matrix is not f."""
     if field.mass is None:
         return field.f(t, u)
-    view = VectorField(field, u)
+    view = VectorField(field, u, solver)
     return view.coordinates.unflatten(view.derivative(t, view.coordinates.flatten(u)))

@@ -20,9 +20,10 @@ import jax.scipy.linalg as jsl
 from jaxtyping import Array, Bool, Float, Int
 
 from .band import Band, BandFactors
+from .krylov import MatrixFree
 
 # A dense matrix, or one of another form.
-Matrix = Float[Array, "n n"] | Band
+Matrix = Float[Array, "n n"] | Band | MatrixFree
 Dense = Float[Array, "n n"]
 Vector = Float[Array, " n"]
 # Of a dense matrix those of LAPACK, with their row exchanges.
@@ -40,7 +41,7 @@ def factorize(matrix: Matrix) -> Callable[[Vector], Vector]:
 
     x is not finite if the matrix is singular.
     """
-    if isinstance(matrix, Band):
+    if isinstance(matrix, Band | MatrixFree):
         return matrix.factorize()
     if matrix.shape[0] <= INVERTED:
         inverse = _inverse(matrix)
@@ -54,7 +55,7 @@ def factorize(matrix: Matrix) -> Callable[[Vector], Vector]:
     )
 
 
-def factors_of(matrix: Matrix) -> Factors:
+def factors_of(matrix: Dense | Band) -> Factors:
     """The factors of a matrix, to be kept; nothing differentiates them."""
     return matrix.factors() if isinstance(matrix, Band) else jsl.lu_factor(matrix)
 
@@ -66,12 +67,16 @@ def solve_with(factors: Factors, b: Vector) -> Vector:
 
 def is_finite(matrix: Matrix) -> Bool[Array, ""]:
     """Whether all entries are."""
+    if isinstance(matrix, MatrixFree):
+        return matrix.is_finite()
     entries = matrix.rows if isinstance(matrix, Band) else matrix
     return jnp.all(jnp.isfinite(entries))
 
 
 def shifted(scale: Array, mass: Array | None, matrix: Matrix) -> Matrix:
     """scale*M minus a matrix; M is given by its diagonal, or all of it, None for the identity."""
+    if isinstance(matrix, MatrixFree):
+        return matrix.shifted(scale, lambda x: mass_times(mass, x))
     if isinstance(matrix, Band):
         return matrix.shifted(scale, mass)
     if mass is not None and mass.ndim == 2:
@@ -86,13 +91,23 @@ def rows_of(chosen: Bool[Array, " n"], matrix: Matrix, other: Matrix) -> Matrix:
     if isinstance(matrix, Band):
         assert isinstance(other, Band)
         return other.with_rows_of(matrix, chosen)
-    assert not isinstance(other, Band)
+    if isinstance(matrix, MatrixFree):
+        assert isinstance(other, MatrixFree)
+        return other.with_rows_of(matrix, chosen)
+    assert not isinstance(other, Band | MatrixFree)
     return jnp.where(chosen[:, None], matrix, other)
+
+
+def mass_times(mass: Array | None, x: Vector) -> Vector:
+    """M x; M is given as in `shifted`."""
+    if mass is None:
+        return x
+    return mass * x if mass.ndim == 1 else times(mass, x)
 
 
 def times(matrix: Matrix, x: Vector) -> Vector:
     """`matrix @ x`, which XLA compiles in place where it hands a product to a library."""
-    if isinstance(matrix, Band):
+    if isinstance(matrix, Band | MatrixFree):
         return matrix.times(x)
     if matrix.shape[0] > BY_NUMBERS:
         return jnp.sum(matrix * x[None, :], axis=1)

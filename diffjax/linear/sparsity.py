@@ -25,6 +25,8 @@ Vector = Float[Array, " n"]
 # A band matrix is worth its ordering where its elimination has this many times fewer operations
 # than that of the dense matrix: LAPACK does those on a dense one so much faster.
 WORTH = 8
+# The entries that a column is eliminated in: XLA compiles arrays of so many into the loop.
+LARGEST_WINDOW = 256
 
 
 class Sparsity:
@@ -44,9 +46,12 @@ class Sparsity:
         self.groups = int(self.colours.max()) + 1
 
     @staticmethod
-    def of_pattern(pattern: Csr) -> "Sparsity":
-        """A band if the pattern has one that is narrow enough, else dense."""
-        return Sparsity(pattern, narrow_band(pattern))
+    def of_pattern(pattern: Csr, dense_mass: bool = False) -> "Sparsity":
+        """A band if the pattern has one that is narrow enough, else dense.
+
+        With a mass matrix that has entries elsewhere it is dense.
+        """
+        return Sparsity(pattern, None if dense_mass else narrow_band(pattern))
 
     @staticmethod
     def of_band(n: int, lower: int, upper: int) -> "Sparsity":
@@ -144,4 +149,5 @@ def _work(shape: BandShape) -> int:
 
 
 def _is_narrow(shape: BandShape) -> bool:
-    return WORTH * _work(shape) < shape.n**2
+    compiled = (shape.lower + 1) * shape.width <= LARGEST_WINDOW
+    return compiled and WORTH * _work(shape) < shape.n**2

@@ -43,13 +43,14 @@ def lay_out_sparsity(
     if given is None:
         return None
     elements, _ = layout.coordinates()
-    n = int(elements.max()) + 1
+    n, dense_mass = int(elements.max()) + 1, False
     if isinstance(given, tuple):
         if np.array_equal(elements, np.arange(n)):
             return Sparsity.of_band(n, *given)
         pattern = full_band(n, *given)
     elif isinstance(given, str):
         pattern = detected(problem["f"], u, p, t)
+        dense_mass = np.ndim(problem.get("mass_matrix")) == 2
     else:
         pattern = given.matrix
         if pattern.shape != (n, n):
@@ -58,7 +59,7 @@ def lay_out_sparsity(
                 f"[i, j] for the derivative of f[i] with respect to u[j]; got {pattern.shape}. "
                 'Try jac_sparsity="detect".'
             )
-    return Sparsity.of_pattern(sparse.csr_array(pattern[elements][:, elements]))
+    return Sparsity.of_pattern(sparse.csr_array(pattern[elements][:, elements]), dense_mass)
 
 
 def lay_out_mass(mass: Any, layout: Layout, sparsity: Sparsity | None = None) -> Array:
