@@ -45,6 +45,13 @@ from .algorithms.rosenbrock_methods import Rodas4P as Rodas4P
 from .algorithms.rosenbrock_methods import Rodas5 as Rodas5
 from .algorithms.rosenbrock_methods import Rodas5P as Rodas5P
 from .algorithms.rosenbrock_methods import Rosenbrock23 as Rosenbrock23
+from .algorithms.switch import AutoDP5 as AutoDP5
+from .algorithms.switch import AutoSwitch as AutoSwitch
+from .algorithms.switch import AutoTsit5 as AutoTsit5
+from .algorithms.switch import AutoVern6 as AutoVern6
+from .algorithms.switch import AutoVern7 as AutoVern7
+from .algorithms.switch import AutoVern8 as AutoVern8
+from .algorithms.switch import AutoVern9 as AutoVern9
 from .integrator import Integrator as Integrator
 from .integrator import init as init
 from .integrator import step as step

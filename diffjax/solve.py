@@ -17,8 +17,7 @@ from .adjoints.base import Adjoint
 from .adjoints.discrete import DiscreteAdjoint
 from .adjoints.steady_state import SteadyStateAdjoint
 from .algorithms.base import Algorithm
-from .algorithms.explicit_methods import Tsit5, Vern7
-from .algorithms.rosenbrock_methods import Rodas5P
+from .defaults import default_algorithm
 from .failure import raise_on_failure
 from .prepare import Arguments, Options, prepare, value_of
 from .problems.base import Problem, remake
@@ -27,10 +26,6 @@ from .solution import ReturnCode, Solution, Stats
 from .stepping.controllers import Controller, PIController
 from .stepping.dense import DenseOutput
 from .stepping.layout import Layout
-from .stepping.steady_state import RootfindOrDynamicSS
-
-# Below this relative tolerance the default explicit method is of order 7.
-_TIGHT = 1e-6
 
 
 def solve(
@@ -66,8 +61,10 @@ def solve(
 
     - `prob`: the problem; `u0`, `tspan`, `p` replace its own, as `dj.remake` does.
     - `alg`: how a step is taken, for example `dj.Tsit5()`. By default `Tsit5`, or `Vern7` for a
-        relative tolerance under 1e-6; with a mass matrix `Rodas5P`; for a steady state
-        `SSRootfind`, and should that fail `DynamicSS`.
+        relative tolerance under 1e-6, that hands over to `Rodas5P` where the problem is stiff
+        (`dj.AutoSwitch`); the explicit method alone beyond 50 unknowns and with an adjoint whose
+        steps restart often (the continuous and the reversible ones). With a mass matrix `Rodas5P`;
+        for a steady state `SSRootfind`, and should that fail `DynamicSS`.
     - `saveat`: which times to save: a number (a spacing, for a span of Python numbers; both ends
         are saved), an array of times sorted in the direction of the solve, a function
         `(t0, t1) -> times`, `"steps"` (every accepted step, padded; `sol.n` rows are filled) or
@@ -170,13 +167,15 @@ def judge(
     checks.check_problem(prob)
     overrides = {k: v for k, v in (("u0", u0), ("tspan", tspan), ("p", p)) if v is not None}
     prob = remake(prob, **overrides) if overrides else prob
-    alg = _default_algorithm(prob, rtol) if alg is None else alg
-    checks.check_algorithm(alg, prob)
     default = DiscreteAdjoint() if prob.evolves else SteadyStateAdjoint()
     if adjoint is None or (adjoint == "auto" and not prob.evolves):
         adjoint = default
     adjoint = AutoAdjoint() if isinstance(adjoint, str) and adjoint == "auto" else adjoint
     checks.check_adjoint(adjoint, prob, default)
+    if alg is None:
+        checks.check_initial_state(prob)
+        alg = default_algorithm(prob, rtol, restarts=adjoint.restarts)
+    checks.check_algorithm(alg, prob)
     alg = adjoint.algorithm(alg)
     checks.check_evolves(
         prob,
@@ -278,15 +277,6 @@ def _equation(prob: Problem) -> dict[str, Any]:
         held["jac_sparsity"] = Parts(given["jac_sparsity"], dynamic=lambda _: False)
     mass = given.get("mass_matrix")
     return held if mass is None else {**held, "mass_matrix": Parts(mass)}
-
-
-def _default_algorithm(prob: Problem, rtol: PyTree) -> Algorithm:
-    if not prob.evolves:
-        return RootfindOrDynamicSS()
-    if prob.arguments().get("mass_matrix") is not None:
-        return Rodas5P()
-    tight = isinstance(rtol, float) and rtol < _TIGHT
-    return Vern7() if tight else Tsit5()
 
 
 def _controller(controller: Controller | None) -> Controller:

@@ -16,7 +16,7 @@ differ in where they take u(t) from and in who integrates over the parameters.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -375,6 +375,8 @@ class Backward:
 
 class ContinuousAdjoint(AdjointByLane):
     """Base class of adjoints that solve the adjoint equation."""
+
+    restarts: ClassVar[bool] = True
 
     def backward(self) -> type[Backward] | Callable[..., Backward]:
         """The backward pass, to be made of what `Backward` is made of."""

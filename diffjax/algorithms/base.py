@@ -19,7 +19,7 @@ import equinox as eqx
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..linear.sparsity import Sparsity
 
@@ -109,7 +109,9 @@ class StepResult(NamedTuple):
     - `counts`: the work of this step that differs from step to step, a number for each name in the
         algorithm's `counted`; None if that is empty.
     - `dt_next`: the size that the method itself proposes for the next attempt, whether this one is
-        accepted or not; None leaves it to the step controller.
+        accepted or not; None, or NaN in a lane, leaves it to the step controller.
+    - `stiffness`: of an implicit step |dt| times the largest row sum of the Jacobian, which bounds
+        the eigenvalues; None if unknown.
     """
 
     u: State
@@ -120,6 +122,7 @@ class StepResult(NamedTuple):
     stages: PyTree
     counts: Int[Array, " counted"] | None = None
     dt_next: Float[Array, ""] | None = None
+    stiffness: Float[Array, ""] | None = None
 
 
 class Algorithm(eqx.Module):
@@ -160,6 +163,12 @@ class Algorithm(eqx.Module):
         raise NotImplementedError
 
     @property
+    def stability(self) -> float | None:
+        """Length of the interval of stability on the negative real axis, of explicit methods whose
+        `stiffness` is known; None otherwise."""
+        return None
+
+    @property
     def init_counts(self) -> dict[str, int]:
         """Work of `init`, by name of the statistic."""
         return {}
@@ -172,6 +181,21 @@ class Algorithm(eqx.Module):
     @property
     def dense_counts(self) -> dict[str, int]:
         """Work of one call of `dense`; empty if it only rearranges what the step computed."""
+        raise NotImplementedError
+
+    @property
+    def phases(self) -> tuple["Algorithm", ...]:
+        """Of an algorithm whose steps are of several kinds: each kind by itself, as an algorithm
+        with the same memory and results. The steps of one trajectory then run in a loop a kind,
+        with no choice in it, which XLA compiles far better."""
+        return ()
+
+    def ready(self, memory: Memory) -> Bool[Array, ""]:
+        """Whether the next step is of this kind; asked of phases only."""
+        raise NotImplementedError
+
+    def enter(self, field: Field, t: Array, u: State, memory: Memory) -> Memory:
+        """The memory when a loop over steps of this kind begins; asked of phases only."""
         raise NotImplementedError
 
     def init(self, field: Field, t: Array, u: State) -> Memory:
@@ -198,7 +222,7 @@ class Algorithm(eqx.Module):
         raise NotImplementedError
 
     def stiffness(self, dt: Array, u: State, stages: PyTree) -> Float[Array, ""] | None:
-        """|dt * rho| over the stability interval for a step from u; None if unknown."""
+        """|dt * rho| over the interval of stability for a step from u; None if unknown."""
         return None
 
 

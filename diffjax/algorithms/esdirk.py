@@ -19,13 +19,13 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..linear.coordinates import Coordinates
-from ..linear.dense import Matrix, factorize, is_finite
+from ..linear.dense import Matrix, factorize, row_sum_norm
 from ..linear.krylov import GMRES
 from ..linear.newton import Stop, implicit_solution, newton, relative_size, trusted
 from ..linear.reuse import Matrices, are_kept, renewed
 from .base import Field, Memory, Norm, State, StepResult, TableauMethod
 from .implicit import VectorField, derivative
-from .stages import combine, evaluate_extension
+from .stages import combine, evaluate_extension, scaled
 from .tableaus.esdirk import ESDIRKTableau
 
 Vector = Float[Array, " n"]
@@ -74,14 +74,19 @@ class _Attempt(NamedTuple):
 class _Solved(NamedTuple):
     """The last attempt at a step's stages, with the matrices that it had.
 
-    `filtered(x)` is W^-1 M/(gamma dt) x, `regular` says that the Jacobian is finite.
+    `filtered(x)` is W^-1 M/(gamma dt) x, `radius` bounds the eigenvalues of the Jacobian.
     """
 
     attempt: _Attempt
     matrices: Matrices | None
     work: _Work
     filtered: Callable[[Vector], Vector]
-    regular: Bool[Array, ""]
+    radius: Float[Array, ""]
+
+    @property
+    def regular(self) -> Bool[Array, ""]:
+        """Whether the Jacobian is finite."""
+        return jnp.isfinite(self.radius)
 
 
 class ESDIRK(TableauMethod):
@@ -151,6 +156,7 @@ class ESDIRK(TableauMethod):
             ),
             stages=tuple(stages),
             counts=jnp.stack(work),
+            stiffness=scaled(solved.radius, jnp.abs(dt)),
         )
 
     def _with_derivatives(
@@ -260,7 +266,7 @@ class _StageSolver:
             matrices=None,
             work=_work(done, new, new),
             filtered=lambda x: inverse(self.scale * self.view.mass_times(x)),
-            regular=is_finite(jacobian),
+            radius=row_sum_norm(jacobian),
         )
 
     def _solve_with(self, cache: _Cache, matrices: Matrices) -> _Solved:
@@ -299,7 +305,7 @@ class _StageSolver:
             filtered=lambda x: matrices.solve(
                 matrices.scale, matrices.scale * self.view.mass_times(x)
             ),
-            regular=is_finite(matrices.jacobian),
+            radius=row_sum_norm(matrices.jacobian),
         )
 
     def jacobian(self) -> Matrix:

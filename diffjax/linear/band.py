@@ -117,7 +117,8 @@ class Band(eqx.Module):
         """The factors of an LU decomposition, which nothing differentiates."""
         lower, upper = self.shape.lower, self.shape.upper
         rows = jax.lax.stop_gradient(self.rows)
-        return BandFactors(*native(lambda rows: _eliminate(rows, lower, upper), rows), self.shape)
+        done = native(lambda rows: _eliminate(rows, lower, upper), rows)
+        return BandFactors(*done, shape=self.shape)
 
     def factorize(self) -> Callable[[Vector], Vector]:
         """The function that gives the x with A x = b, for any b."""

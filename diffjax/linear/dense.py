@@ -65,14 +65,6 @@ def solve_with(factors: Factors, b: Vector) -> Vector:
     return factors.solve(b) if isinstance(factors, BandFactors) else jsl.lu_solve(factors, b)
 
 
-def is_finite(matrix: Matrix) -> Bool[Array, ""]:
-    """Whether all entries are."""
-    if isinstance(matrix, MatrixFree):
-        return matrix.is_finite()
-    entries = matrix.rows if isinstance(matrix, Band) else matrix
-    return jnp.all(jnp.isfinite(entries))
-
-
 def shifted(scale: Array, mass: Array | None, matrix: Matrix) -> Matrix:
     """scale*M minus a matrix; M is given by its diagonal, or all of it, None for the identity."""
     if isinstance(matrix, MatrixFree):
@@ -115,6 +107,14 @@ def times(matrix: Matrix, x: Vector) -> Vector:
     n = matrix.shape[0]
     terms = [[matrix[i, j] * x[j] for j in range(n)] for i in range(n)]
     return jnp.stack([sum(row[1:], start=row[0]) for row in terms])
+
+
+def row_sum_norm(matrix: Matrix) -> Float[Array, ""]:
+    """The largest sum of absolute values of a row: a bound of the eigenvalues."""
+    if isinstance(matrix, MatrixFree):
+        return matrix.row_sum_norm()
+    rows = matrix.rows if isinstance(matrix, Band) else matrix
+    return jnp.max(jnp.sum(jnp.abs(jax.lax.stop_gradient(rows)), axis=1))
 
 
 def _product(a: Dense, b: Dense) -> Dense:

@@ -187,12 +187,12 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
     ) -> tuple[Array, PyTree]:
         controller, ok = self.plan.controller, result.ok
         assert controller is not None
-        if result.dt_next is None:
-            factor, control = controller.factor(
-                error, accepted, c.naccept == 0, c.control, self.plan.error_exponent
-            )
-        else:
-            factor, control = jax.lax.stop_gradient(result.dt_next / dt), c.control
+        factor, control = controller.factor(
+            error, accepted, c.naccept == 0, c.control, self.plan.error_exponent
+        )
+        if result.dt_next is not None:
+            own = jax.lax.stop_gradient(result.dt_next / dt)
+            factor = jnp.where(jnp.isnan(own), factor, own)
         if c.iterations is not None:
             factor = jnp.where(ok, factor, FAILURE_FACTOR)
             factor = jnp.where(c.iterations.failed & accepted, jnp.minimum(factor, 1), factor)
