@@ -78,10 +78,11 @@ class GMRES(eqx.Module):
         """x with product(x) = b, where the largest residual is `rtol` times the largest of b."""
         structure = jax.eval_shape(lambda: b)
         size = jnp.max(jnp.abs(b))
+        # Of nothing the solution is nothing.
+        left: Any = rtol * jnp.where(size > 0, size, 1)
         solver = lineax.GMRES(
             rtol=0.0,
-            # Of nothing the solution is nothing.
-            atol=rtol * jnp.where(size > 0, size, 1),
+            atol=left,
             max_steps=self.max_restarts,
             restart=self.restart,
             stagnation_iters=3,

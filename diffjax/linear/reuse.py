@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .band import Band
 from .dense import Factors, Matrix, factors_of, solve_with
+from .krylov import MatrixFree
 from .sparsity import Sparsity
 
 Vector = Float[Array, " n"]
@@ -79,7 +80,9 @@ def renewed(
     matrix = _if_wanted(want_jacobian, jacobian, old.jacobian)
 
     def factors() -> Factors:
-        return factors_of(shifted(scale, matrix))
+        new = shifted(scale, matrix)
+        assert not isinstance(new, MatrixFree)
+        return factors_of(new)
 
     new = Matrices(
         jacobian=matrix,

@@ -50,7 +50,8 @@ def lay_out_sparsity(
         pattern = full_band(n, *given)
     elif isinstance(given, str):
         pattern = detected(problem["f"], u, p, t)
-        dense_mass = np.ndim(problem.get("mass_matrix")) == 2
+        mass = problem.get("mass_matrix")
+        dense_mass = mass is not None and np.ndim(mass) == 2
     else:
         pattern = given.matrix
         if pattern.shape != (n, n):
