@@ -121,6 +121,7 @@ def test_a_pendulum() -> None:
     np.testing.assert_allclose(sol.u["tension"][0], 9.81 * np.cos(1.0), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_backward_time_and_single_precision() -> None:
     """There and back again, from a tension that is not known."""
     there = dj.solve(swinging(1.0, jnp.float32), rtol=1e-4, atol=1e-5)
@@ -133,6 +134,7 @@ def test_backward_time_and_single_precision() -> None:
 # Initialisation -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_which_variables_are_differential() -> None:
     """Said or found out, the same; and everything else is an error."""
     found = dj.solve(implicit(ROBER_DAE, tspan=(0.0, 1.0)), rtol=1e-6)
@@ -174,6 +176,7 @@ def test_a_derivative_that_does_not_fit() -> None:
 SERIES = DATA["grad_rober_forward"]["reference"]["series"][2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adjoint", [None, dj.ForwardMode()], ids=["tape", "forward"])
 def test_gradient_of_robertson(adjoint: Any) -> None:
     """The published sensitivities of the ODE it stands for, at t = 40; columns are k1, k3, k2."""
@@ -193,6 +196,7 @@ def test_gradient_of_robertson(adjoint: Any) -> None:
         close(jax.jit(lambda p: jax.jvp(loss, (p,), (dots,))[1])(p), gradient @ dots, 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alg", [dj.DFBDF(), dj.RadauIIA5()], ids=lambda a: a.name)
 def test_derivatives_through_the_start(alg: dj.Algorithm) -> None:
     """u' = -v u with v^3 + v = p u: by p and u, but not by the guesses of v and u'."""
@@ -224,6 +228,7 @@ def test_derivatives_through_the_start(alg: dj.Algorithm) -> None:
     assert gradient[1][1] == 0
 
 
+@pytest.mark.slow
 def test_lanes() -> None:
     """Each as if alone; one without a start is flagged alone."""
     guesses = jnp.array([[1.0, 0.0, 0.5], [jnp.nan, 0.0, 0.0], [0.9, 0.0, 0.0]])
@@ -242,9 +247,10 @@ def test_lanes() -> None:
 # The adjoint equation of a mass matrix ------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "adjoint",
-    [dj.GaussAdjoint(), pytest.param(dj.InterpolatingAdjoint(), marks=pytest.mark.slow)],
+    [dj.GaussAdjoint(), dj.InterpolatingAdjoint()],
     ids=lambda a: a.name,
 )
 def test_the_adjoint_equation_with_a_singular_mass_matrix(adjoint: dj.Adjoint) -> None:

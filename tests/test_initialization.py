@@ -136,6 +136,7 @@ def loss(inputs: tuple, **options: Any) -> jax.Array:
 INPUTS = (jnp.array([1.2, 0.1]), jnp.array([1.5, 0.8]), jnp.diag(jnp.array([2.0, 0.0])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adjoint", [None, dj.ForwardMode()], ids=["tape", "forward"])
 def test_derivatives(adjoint: Any) -> None:
     """Against differences; by the guess of the algebraic variable the derivative is zero."""
@@ -159,6 +160,7 @@ def test_lanes_with_and_without_a_start() -> None:
     assert np.array_equal(sol.u[2, 0], guesses[2])
 
 
+@pytest.mark.slow
 def test_trees_precision_and_backward_time() -> None:
     """A dictionary of float32, run backwards in time: 0 = b - t a at the start, t = 2."""
 

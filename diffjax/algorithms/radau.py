@@ -39,7 +39,7 @@ from . import tableaus
 from .base import Field, Memory, Norm, State, StepResult, TableauMethod
 from .implicit import Jacobian, VectorField
 from .iterating import SLOW, Work, error_or_failed
-from .stages import combine, evaluate_extension
+from .stages import evaluate_extension
 from .tableaus.radau import RadauTableau
 
 Vector = Float[Array, " n"]
@@ -169,9 +169,9 @@ class RadauIIA(TableauMethod):
         """The coefficients of a polynomial in theta; see `evaluate_extension`."""
         coordinates = Coordinates(u)
         increments, estimate = stages
-        known: list[State] = [*increments, estimate]
-        columns = zip(*self.tableau.dense.weights, strict=True)
-        return (u, *(coordinates.unflatten(combine(column, known)) for column in columns))
+        known = jnp.concatenate([increments, estimate[None]])
+        columns = list(zip(*self.tableau.dense.weights, strict=True))
+        return (u, *map(coordinates.unflatten, _mix(columns, known)))
 
     def interpolate(self, coefficients: PyTree, theta: Array) -> State:
         return evaluate_extension(coefficients, theta)
