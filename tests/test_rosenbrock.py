@@ -204,8 +204,9 @@ def test_a_thousand_lanes_are_a_thousand_solves() -> None:
     assert [i for i, code in enumerate(codes) if code != dj.ReturnCode.success] == [123]
     assert np.all(np.isnan(u[123]))
     single = jax.jit(end)
-    for i in (0, 122, 124, 999):
-        np.testing.assert_allclose(u[i], single(ps[i])[0], rtol=1e-6)
+    alone = np.stack([single(p)[0] for p in ps])
+    others = np.arange(1000) != 123
+    np.testing.assert_allclose(u[others], alone[others], rtol=1e-6)
 
 
 @pytest.mark.parametrize("alg", [dj.Rosenbrock23(), dj.Heun()], ids=lambda a: a.name)

@@ -1,6 +1,13 @@
 """The stiff problems of the field: what implicit methods reach on them, and for what work."""
 
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from scipy.integrate import solve_ivp
 
 from tests.methods import BY_NAME
 from tests.problems import (
@@ -14,7 +21,7 @@ from tests.problems import (
     VDPOL_STIFF,
     Case,
 )
-from tests.stiff_problems import BEAM, PENDULUM, TOLERANCES, allowed, error, solve
+from tests.stiff_problems import ATOL, BEAM, PENDULUM, TOLERANCES, allowed, error, solve
 
 # Attempted steps and evaluations at 1e-4, 1e-6 and 1e-8: about a fifth more than were taken when
 # the bounds were set. For Rodas4, HW II prints 189 steps on ROBER's kin at comparable accuracy.
@@ -109,3 +116,53 @@ def check_solves(method: str, attempts: int, nf: int, nsolve: int) -> None:
     else:
         # And one for each estimate.
         assert nsolve == nf - 3 + attempts
+
+
+def hires_by_lsoda(times: np.ndarray) -> np.ndarray:
+    """SciPy's solution of HIRES at these times."""
+    field = jax.jit(lambda t, u: HIRES.field(u, None, t))
+    return solve_ivp(
+        lambda t, u: np.asarray(field(t, u)),
+        (0.0, times[-1]),
+        HIRES.u0,
+        method="LSODA",
+        t_eval=times,
+        rtol=1e-11,
+        atol=1e-13,
+    ).y.T
+
+
+@cache
+def hires_between() -> tuple[np.ndarray, np.ndarray]:
+    """1,001 times, and the solution there."""
+    times = np.linspace(0.0, 300.0, 1001)
+    return times, hires_by_lsoda(times)
+
+
+# Kvaerno5 has stages too few for an extension that is exact for cubics in the stiff limit.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "most"),
+    [
+        ("Rodas5P", 3),
+        ("Rodas4", 3),
+        ("KenCarp4", 3),
+        ("Kvaerno5", 20),
+        ("RadauIIA5", 5),
+        ("FBDF", 3),
+    ],
+)
+def test_saves_are_as_accurate_as_steps(method: str, most: float) -> None:
+    """The error at 1,001 points over that at the steps, in units of the tolerance."""
+    times, states = hires_between()
+    tol = 1e-6
+
+    def miss(u: Any, exact: np.ndarray) -> float:
+        scale = tol * (ATOL["HIRES"] + np.abs(exact))
+        return float(np.max(np.abs(np.asarray(u) - exact) / scale))
+
+    options: dict[str, Any] = {"saveat": "steps", "dense": True, "max_steps": 1000}
+    sol = solve(HIRES, method, tol, tspan=(0.0, 300.0), **options)
+    n = int(sol.n)
+    at_steps = miss(sol.u[:n], hires_by_lsoda(np.asarray(sol.t[:n])))
+    assert miss(sol(jnp.asarray(times)), states) <= most * at_steps
