@@ -112,12 +112,17 @@ def python_functions(problem: StiffProblem) -> tuple[Callable, Callable]:
     """f(t, u) and its Jacobian for solvers that call Python."""
     case, rates = problem.case, problem.rates
     p = None if case.p is None else jnp.asarray(case.p)
-    jac = jax.jit(jax.jacfwd(lambda t, u: case.field(u, p, t), argnums=1))
-    jac(0.0, case.u0)  # compiles
+    jitted = jax.jit(jax.jacfwd(lambda t, u: case.field(u, p, t), argnums=1))
+
+    def jac(t: float, u: np.ndarray) -> np.ndarray:
+        # Of one type, so that it is compiled once, and now.
+        return np.asarray(jitted(np.float64(t), u))
+
+    jac(0.0, case.u0)
     if problem.band is not None:
         return lambda t, u: rates(u, case.p, t), jac
     numbers = None if case.p is None else np.asarray(case.p).tolist()
-    return lambda t, u: rates(u.tolist(), numbers, t), lambda t, u: np.asarray(jac(t, u))
+    return lambda t, u: rates(u.tolist(), numbers, t), jac
 
 
 def by_scipy(problem: StiffProblem, method: str) -> Contender:
