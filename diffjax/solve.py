@@ -65,7 +65,7 @@ def solve(
         relative tolerance under 1e-6, that hands over to `Rodas5P` where the problem is stiff
         (`dj.AutoSwitch`); the explicit method alone beyond 50 unknowns and with an adjoint whose
         steps restart often (the continuous and the reversible ones). With a mass matrix `Rodas5P`;
-        for a steady state `SSRootfind`, and should that fail `DynamicSS`.
+        for a `DAEProblem` `DFBDF`; for a steady state `SSRootfind`, and should that fail `DynamicSS`.
     - `saveat`: which times to save: a number (a spacing, for a span of Python numbers; both ends
         are saved), an array of times sorted in the direction of the solve, a function
         `(t0, t1) -> times`, `"steps"` (every accepted step, padded; `sol.n` rows are filled) or
@@ -85,12 +85,12 @@ def solve(
         of the tape, unless the adjoint keeps checkpoints.
     - `tstops`: times that a step must end on.
     - `initialize`: what is done with a start that does not satisfy the algebraic equations (the
-        rows of zeros of a mass matrix). `"brown"`, the default, holds the differential variables
-        and solves for the algebraic ones; `"collocation"` takes the end of a very short implicit
-        Euler step (a fifth of `dt`, if that is given), which may move all of them; `"check"` fails.
-        A start that is consistent within the tolerances stays as it is. Where there is none, which
-        for `"brown"` includes equations of an index above one, the return code is
-        `initial_failed`. Derivatives pass through.
+        rows of zeros of a mass matrix), or those of a `DAEProblem`. `"brown"`, the default, holds
+        the differential variables and solves for the algebraic ones; `"collocation"` takes the end
+        of a very short implicit Euler step (a fifth of `dt`, if that is given), which may move all
+        of them; `"check"` fails. A start that is consistent within the tolerances stays as it is.
+        Where there is none, which for `"brown"` includes equations of an index above one, the
+        return code is `initial_failed`. Derivatives pass through.
     - `adjoint`: how the solve is differentiated, by default `dj.DiscreteAdjoint()`, of a steady
         state `dj.SteadyStateAdjoint()`.
     - `resume`: the `final` of an earlier solution, to go on from where it ended.

@@ -35,7 +35,7 @@ from .bdf_history import (
 )
 from .bdf_order import Choice, Errors, after_acceptance, after_rejection, risen
 from .implicit import derivative
-from .iterating import Work
+from .iterating import Work, error_or_failed
 from .stages import scaled
 
 Vector = Float[Array, " n"]
@@ -52,8 +52,6 @@ FIXED_STEP_ORDER = 2
 # How much smaller than tolerated the error of a step must be, since the errors of many steps add
 # up. Without, HIRES and Van der Pol's oscillator lose two and a half digits, as in SciPy's BDF.
 CAUTION = 6.0
-# The error of a step whose iteration failed although the vector field is finite.
-_FAILED_ERROR = 2.0
 
 
 class Formula(NamedTuple):
@@ -186,8 +184,7 @@ class BDF(Algorithm):
             CAUTION * constant * size(x)
             for constant, x in zip(formula.errors, (below, correction, above), strict=True)
         )
-        failed = jnp.where(solved.regular, _FAILED_ERROR, jnp.nan).astype(same.dtype)
-        error = jnp.where(solved.done.converged, same, failed)
+        error = error_or_failed(same, solved.done.converged, solved.regular)
         errors, before = (below, error, above), memory.history.steps[0]
         if_accepted, growth = after_acceptance(
             choice, errors, dt.astype(before.dtype), before, self.max_order
