@@ -8,6 +8,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float
 
 from ..linear.dense import factorize
+from ..linear.jacobian import varying_like
 from ..linear.newton import NewtonResult, Stop, implicit_solution, newton, relative_size, trusted
 from ..linear.reuse import Matrices, are_kept, renewed, settled
 from .base import Field, Norm, State
@@ -128,7 +129,7 @@ class Corrector:
             lambda e: self.equation.defect(self.view, e),
             solve,
             self.size,
-            jnp.zeros_like(self.equation.predicted),
+            varying_like(self.equation.predicted, jnp.zeros_like(self.equation.predicted)),
             trusted(cache.rate),
             self.stop,
         )
