@@ -11,6 +11,10 @@ from .adjoints.interpolating import InterpolatingAdjoint as InterpolatingAdjoint
 from .adjoints.reversible import ReversibleAdjoint as ReversibleAdjoint
 from .adjoints.steady_state import SteadyStateAdjoint as SteadyStateAdjoint
 from .algorithms.base import Algorithm as Algorithm
+from .algorithms.bdf import FBDF as FBDF
+from .algorithms.bdf import QNDF as QNDF
+from .algorithms.dae_methods import DFBDF as DFBDF
+from .algorithms.dae_methods import DImplicitEuler as DImplicitEuler
 from .algorithms.esdirk_methods import TRBDF2 as TRBDF2
 from .algorithms.esdirk_methods import ImplicitEuler as ImplicitEuler
 from .algorithms.esdirk_methods import ImplicitMidpoint as ImplicitMidpoint
@@ -39,6 +43,7 @@ from .algorithms.explicit_methods import Vern6 as Vern6
 from .algorithms.explicit_methods import Vern7 as Vern7
 from .algorithms.explicit_methods import Vern8 as Vern8
 from .algorithms.explicit_methods import Vern9 as Vern9
+from .algorithms.radau import RadauIIA5 as RadauIIA5
 from .algorithms.rosenbrock_methods import Rodas3P as Rodas3P
 from .algorithms.rosenbrock_methods import Rodas4 as Rodas4
 from .algorithms.rosenbrock_methods import Rodas4P as Rodas4P
@@ -58,6 +63,7 @@ from .integrator import step as step
 from .interpolation import CubicHermite as CubicHermite
 from .interpolation import LinearInterpolation as LinearInterpolation
 from .linear.krylov import GMRES as GMRES
+from .problems import DAEProblem as DAEProblem
 from .problems import ODEProblem as ODEProblem
 from .problems import Problem as Problem
 from .problems import SteadyStateProblem as SteadyStateProblem

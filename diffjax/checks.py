@@ -6,6 +6,7 @@ Every message names the argument, what came, what was wanted and what to try.
 import warnings
 from typing import Any
 
+import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -18,6 +19,7 @@ from .problems.base import Problem
 from .problems.parts import is_array
 from .problems.pattern import Pattern
 from .solution import concrete
+from .stepping.initialization import HOW
 
 # A relative tolerance below this many units of rounding cannot be met.
 MIN_RTOL_ULPS = 10.0
@@ -223,6 +225,25 @@ def check_estimates(estimates: bool, alg: Algorithm) -> None:
             f"estimates=True needs an algorithm with an error estimate, and {alg.name} has none; "
             "try dj.Tsit5()."
         )
+
+
+def check_initialize(initialize: Any, prob: Problem) -> str | None:
+    """How the start is made consistent; None where every start is, for certain."""
+    if initialize is not None and initialize not in HOW:
+        raise ValueError(
+            f"initialize must be {', '.join(map(repr, HOW))} or None, got {initialize!r}."
+        )
+    given = prob.arguments()
+    if "F" in given:
+        return initialize or "brown"
+    mass = given.get("mass_matrix")
+    if mass is None:
+        return None
+    if initialize == "collocation" or isinstance(mass, jax.core.Tracer):
+        return initialize or "brown"
+    mass = np.asarray(mass)
+    rows = mass == 0 if mass.ndim == 1 else np.all(mass == 0, axis=-1)
+    return (initialize or "brown") if rows.any() else None
 
 
 def check_initial_state(prob: Problem) -> None:

@@ -7,6 +7,7 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .algorithms.base import Algorithm
+from .algorithms.dae_methods import DFBDF
 from .algorithms.explicit_methods import Tsit5, Vern7
 from .algorithms.rosenbrock_methods import Rodas5P
 from .algorithms.switch import AutoSwitch
@@ -27,6 +28,8 @@ def default_algorithm(prob: Problem, rtol: PyTree, *, restarts: bool) -> Algorit
     """
     if not prob.evolves:
         return RootfindOrDynamicSS()
+    if "F" in prob.arguments():
+        return DFBDF()
     if prob.arguments().get("mass_matrix") is not None:
         return Rodas5P()
     tight = isinstance(rtol, float) and rtol < _TIGHT

@@ -50,6 +50,7 @@ def solve(
     dtmax: float | Array | None = None,
     max_steps: int = 4096,
     tstops: Any = (),
+    initialize: Literal["brown", "collocation", "check"] | None = None,
     adjoint: Adjoint | Literal["auto"] | None = None,
     resume: PyTree = None,
     progress: bool = False,
@@ -64,7 +65,7 @@ def solve(
         relative tolerance under 1e-6, that hands over to `Rodas5P` where the problem is stiff
         (`dj.AutoSwitch`); the explicit method alone beyond 50 unknowns and with an adjoint whose
         steps restart often (the continuous and the reversible ones). With a mass matrix `Rodas5P`;
-        for a steady state `SSRootfind`, and should that fail `DynamicSS`.
+        for a `DAEProblem` `DFBDF`; for a steady state `SSRootfind`, and should that fail `DynamicSS`.
     - `saveat`: which times to save: a number (a spacing, for a span of Python numbers; both ends
         are saved), an array of times sorted in the direction of the solve, a function
         `(t0, t1) -> times`, `"steps"` (every accepted step, padded; `sol.n` rows are filled) or
@@ -83,6 +84,13 @@ def solve(
     - `max_steps`: the most steps, rejected ones counted. Under a derivative it is also the length
         of the tape, unless the adjoint keeps checkpoints.
     - `tstops`: times that a step must end on.
+    - `initialize`: what is done with a start that does not satisfy the algebraic equations (the
+        rows of zeros of a mass matrix), or those of a `DAEProblem`. `"brown"`, the default, holds
+        the differential variables and solves for the algebraic ones; `"collocation"` takes the end
+        of a very short implicit Euler step (a fifth of `dt`, if that is given), which may move all
+        of them; `"check"` fails. A start that is consistent within the tolerances stays as it is.
+        Where there is none, which for `"brown"` includes equations of an index above one, the
+        return code is `initial_failed`. Derivatives pass through.
     - `adjoint`: how the solve is differentiated, by default `dj.DiscreteAdjoint()`, of a steady
         state `dj.SteadyStateAdjoint()`.
     - `resume`: the `final` of an earlier solution, to go on from where it ended.
@@ -121,6 +129,7 @@ def solve(
         dtmax=dtmax,
         max_steps=max_steps,
         tstops=tstops,
+        initialize=initialize,
         adjoint=adjoint,
         resume=resume,
         progress=progress,
@@ -158,6 +167,7 @@ def judge(
     dtmax: float | Array | None = None,
     max_steps: int = 4096,
     tstops: Any = (),
+    initialize: Literal["brown", "collocation", "check"] | None = None,
     adjoint: Adjoint | Literal["auto"] | None = None,
     resume: PyTree = None,
     progress: bool = False,
@@ -199,6 +209,7 @@ def judge(
     checks.check_tstops(tstops, prob, fixed)
     checks.check_initial_state(prob)
     checks.check_estimates(estimates, alg)
+    how = checks.check_initialize(initialize, prob)
 
     arguments = Arguments(
         problem=prob,
@@ -219,6 +230,8 @@ def judge(
         max_steps=max_steps,
         steps=steps,
         fixed=fixed,
+        # Where a solve has ended its equations hold, but of u' nothing is known there.
+        initialize=how if resume is None or "F" in prob.arguments() else None,
         save_every=every_step,
         save_idxs=_hashable(save_idxs),
         dense=dense,
@@ -270,9 +283,8 @@ def _solution(result: dict[str, Any], prob: Problem, options: Options) -> Soluti
 def _equation(prob: Problem) -> dict[str, Any]:
     """The arguments that say what the equation is, in a form that may leave a `jit`."""
     given = prob.arguments()
-    held: dict[str, Any] = {
-        k: UserFunction(given[k]) for k in ("f", "jac") if given.get(k) is not None
-    }
+    names = ("f", "F", "jac")
+    held: dict[str, Any] = {k: UserFunction(given[k]) for k in names if given.get(k) is not None}
     if given.get("jac_sparsity") is not None:
         held["jac_sparsity"] = Parts(given["jac_sparsity"], dynamic=lambda _: False)
     mass = given.get("mass_matrix")

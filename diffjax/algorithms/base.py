@@ -45,6 +45,9 @@ class Field(eqx.Module):
     for the identity; `jac_jaxpr` and `jac_args` are the user's Jacobian, None without one;
     `sparsity` says where it and M have entries, None for everywhere. All act on the real
     coordinates of the state (`linear/coordinates`).
+
+    Of a fully implicit equation F(u', u, p, t) = 0 the function is F, and `slope` is the derivative
+    of the state at the start of the solve; None for every other.
     """
 
     jaxpr: Any = eqx.field(static=True)
@@ -52,6 +55,7 @@ class Field(eqx.Module):
     mass: Array | None = None
     jac_jaxpr: Any = eqx.field(static=True, default=None)
     jac_args: tuple[Array, ...] | None = None
+    slope: State | None = None
     sparsity: Sparsity | None = eqx.field(static=True, default=None)
 
     def f(self, t: Float[Array, ""], u: State) -> State:
@@ -60,6 +64,14 @@ class Field(eqx.Module):
         n_consts = len(self.jaxpr.constvars)
         consts, parameters = self.args[:n_consts], self.args[n_consts:]
         out = evaluate(self.jaxpr, consts, *parameters, t, *leaves)
+        return jax.tree_util.tree_unflatten(structure, out)
+
+    def residual(self, t: Float[Array, ""], du: State, u: State) -> State:
+        """F(du, u, p, t)."""
+        _, structure = jax.tree_util.tree_flatten(u)
+        n_consts = len(self.jaxpr.constvars)
+        consts, parameters = self.args[:n_consts], self.args[n_consts:]
+        out = evaluate(self.jaxpr, consts, *parameters, t, *jax.tree_util.tree_leaves((du, u)))
         return jax.tree_util.tree_unflatten(structure, out)
 
     def jac(self, t: Float[Array, ""], u: State) -> Float[Array, "n n"]:

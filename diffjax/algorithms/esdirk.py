@@ -22,18 +22,17 @@ from ..linear.coordinates import Coordinates
 from ..linear.dense import Matrix, factorize, row_sum_norm
 from ..linear.krylov import GMRES
 from ..linear.newton import Stop, implicit_solution, newton, relative_size, trusted
-from ..linear.reuse import Matrices, are_kept, renewed
+from ..linear.reuse import Matrices, are_kept, renewed, settled
 from .base import Field, Memory, Norm, State, StepResult, TableauMethod
 from .implicit import VectorField, derivative
+from .iterating import SLOW, Work, error_or_failed
 from .stages import combine, evaluate_extension, scaled
 from .tableaus.esdirk import ESDIRKTableau
 
 Vector = Float[Array, " n"]
 
-# The error of a step whose iteration failed although the vector field is finite.
-_FAILED_ERROR = 2.0
-# Iterations whose updates shrink by less than this are slow enough to want a new Jacobian.
-_SLOW = 0.05
+# One matrix, which is `linear/reuse`'s with this shift.
+_SHIFTS = (1.0,)
 
 
 class _Cache(NamedTuple):
@@ -47,16 +46,6 @@ class _Cache(NamedTuple):
     slope: Vector | None
     rate: Float[Array, ""]
     matrices: Matrices | None
-
-
-class _Work(NamedTuple):
-    """In the order of `ESDIRK.counted`."""
-
-    nf: Int[Array, ""]
-    njac: Int[Array, ""]
-    nfactor: Int[Array, ""]
-    nsolve: Int[Array, ""]
-    nnewton_fail: Int[Array, ""]
 
 
 class _Attempt(NamedTuple):
@@ -79,7 +68,7 @@ class _Solved(NamedTuple):
 
     attempt: _Attempt
     matrices: Matrices | None
-    work: _Work
+    work: Work
     filtered: Callable[[Vector], Vector]
     radius: Float[Array, ""]
 
@@ -103,7 +92,7 @@ class ESDIRK(TableauMethod):
 
     takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem"})
     takes_mass_matrix: ClassVar[bool] = True
-    counted: ClassVar[tuple[str, ...]] = _Work._fields
+    counted: ClassVar[tuple[str, ...]] = Work._fields
 
     tableau: ESDIRKTableau = eqx.field(static=True)
     linear_solver: GMRES | None = eqx.field(static=True, default=None)
@@ -125,7 +114,7 @@ class ESDIRK(TableauMethod):
             slope = coordinates.flatten(derivative(field, t, u, self.linear_solver))
         matrices = None
         if self.linear_solver is None and are_kept(n, field.sparsity):
-            matrices = Matrices.none(n, dtype, field.sparsity)
+            matrices = Matrices.none(n, dtype, _SHIFTS)
         return Memory(cache=_Cache(slope, jnp.ones((), dtype), matrices))
 
     def step(
@@ -202,8 +191,8 @@ class ESDIRK(TableauMethod):
         plain, filtered = (
             norm(coordinates.unflatten(x), u, u_end) for x in (estimate, solved.filtered(estimate))
         )
-        failed = jnp.where(solved.regular, _FAILED_ERROR, jnp.nan).astype(plain.dtype)
-        return jnp.where(solved.attempt.converged, jnp.sqrt(plain * filtered), failed)
+        error = jnp.sqrt(plain * filtered)
+        return error_or_failed(error, solved.attempt.converged, solved.regular)
 
     def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:
         """The coefficients of a polynomial in theta; see `evaluate_extension`."""
@@ -272,38 +261,20 @@ class _StageSolver:
     def _solve_with(self, cache: _Cache, matrices: Matrices) -> _Solved:
         """With matrices that are kept; should they not do, once more with new ones."""
 
-        def attempt(
-            state: tuple[Matrices, _Attempt, _Work],
-        ) -> tuple[Matrices, _Attempt, _Work]:
-            old, _, before = state
-            again = before.nf > 0
-            new, njac, nfactor = renewed(
-                old, self.scale, self.jacobian, self.view.shifted, old.outdated | again
-            )
-            done = self.attempt(cache, lambda b: new.solve(self.scale, b))
-            work = _work(done, njac, nfactor)
-            return new, done, _Work(*(x + y for x, y in zip(before, work, strict=True)))
+        def renew(old: Matrices, want: Array) -> tuple[Matrices, Array, Array]:
+            return renewed(old, self.scale, self.jacobian, self.view.shifted, _SHIFTS, want)
 
-        def unsettled(state: tuple[Matrices, _Attempt, _Work]) -> Array:
-            matrices, done, work = state
-            return (work.nf == 0) | (~done.converged & ~matrices.current)
+        def attempt(new: Matrices, njac: Array, nfactor: Array) -> tuple[_Attempt, Work]:
+            done = self.attempt(cache, lambda b: new.solve(0, self.scale, b))
+            return done, _work(done, njac, nfactor)
 
-        zero = jnp.zeros((), jnp.int32)
-        count = self.tableau.stages - (1 if self.tableau.explicit_first else 0)
-        blank = _Attempt(
-            [jnp.zeros_like(self.start)] * count,
-            jnp.zeros((), bool),
-            cache.rate,
-            zero,
-        )
-        state = matrices, blank, _Work(*[zero] * len(_Work._fields))
-        matrices, done, work = jax.lax.while_loop(unsettled, attempt, state)
+        matrices, done, work = settled(matrices, renew, attempt)
         return _Solved(
             attempt=done,
             matrices=matrices,
             work=work,
             filtered=lambda x: matrices.solve(
-                matrices.scale, matrices.scale * self.view.mass_times(x)
+                0, matrices.scale, matrices.scale * self.view.mass_times(x)
             ),
             radius=row_sum_norm(matrices.jacobian),
         )
@@ -355,16 +326,19 @@ def _with_derivative(
     def residual(z: Vector, t: Array, h: Array, base: Vector, *leaves: Array) -> Vector:
         return _residual(view(leaves), gamma, t, h, base)(z)
 
-    def jacobian(z: Vector, t: Array, h: Array, base: Vector, *leaves: Array) -> Matrix:
+    def solver(
+        z: Vector, t: Array, h: Array, base: Vector, *leaves: Array
+    ) -> Callable[[Vector], Vector]:
         _, at_stage = view(leaves).value_and_jacobian(t, base + gamma * z)
-        return gamma * view(leaves).shifted(1 / (gamma * h), at_stage)
+        solve = factorize(view(leaves).shifted(1 / (gamma * h), at_stage))
+        return lambda b: solve(b) / gamma
 
-    return implicit_solution(residual, jacobian, z, [t, h, base, *leaves])
+    return implicit_solution(residual, solver, z, [t, h, base, *leaves])
 
 
-def _work(done: _Attempt, njac: Array, nfactor: Array) -> _Work:
+def _work(done: _Attempt, njac: Array, nfactor: Array) -> Work:
     failed = (~done.converged).astype(jnp.int32)
-    return _Work(done.iterations, njac, nfactor, done.iterations, failed)
+    return Work(done.iterations, njac, nfactor, done.iterations, failed)
 
 
 def _handed_on(solved: _Solved) -> tuple[Matrices | None, Matrices | None]:
@@ -372,9 +346,7 @@ def _handed_on(solved: _Solved) -> tuple[Matrices | None, Matrices | None]:
     matrices = solved.matrices
     if matrices is None:
         return None, None
-    slow = solved.attempt.rate > _SLOW
-    accepted = matrices._replace(current=jnp.zeros_like(matrices.current), outdated=slow)
-    return accepted, matrices
+    return matrices.handed_on(solved.attempt.rate > SLOW), matrices
 
 
 def _plus(x: Vector, weights: tuple[float, ...], stages: list[Vector]) -> Vector:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float
 
 from ..linear.coordinates import Coordinates
@@ -13,10 +14,12 @@ from ..linear.krylov import GMRES, MatrixFree
 from .base import Field, State
 
 Vector = Float[Array, " n"]
+# df/dv; of F(v', v, t) = 0 the pair of dF/dv' and dF/dv.
+Jacobian = Matrix | tuple[Matrix, Matrix]
 
 
 class VectorField:
-    """M v' = f(t, v) in the real coordinates of states like `u`.
+    """M v' = f(t, v), or F(v', v, t) = 0, in the real coordinates of states like `u`.
 
     With a `solver` its Jacobian is known by products alone; `exact` solves are to rounding.
     """
@@ -64,9 +67,31 @@ class VectorField:
         """M v."""
         return mass_times(self.field.mass, v)
 
-    def shifted(self, scale: Array, jacobian: Matrix) -> Matrix:
-        """scale*M - df/dv."""
-        return shifted(scale, self.field.mass, jacobian)
+    def residual(self, t: Array, v: Vector, slope: Vector) -> Vector:
+        """f - M v' with another derivative v', or -F: what the equation wants to be zero."""
+        if self.field.slope is None:
+            return self.f(t, v) - self.mass_times(slope)
+        back = self.coordinates.unflatten
+        return -self.coordinates.flatten(self.field.residual(t, back(slope), back(v)))
+
+    def jacobian(self, t: Array, v: Vector, slope: Vector) -> Jacobian:
+        """What `shifted` makes the residual's derivatives of."""
+        if self.field.slope is None:
+            return self.value_and_jacobian(t, v)[1]
+        _, of_slope = value_and_jacobian(lambda slope: -self.residual(t, v, slope), slope)
+        _, of_state = value_and_jacobian(lambda v: -self.residual(t, v, slope), v)
+        return of_slope, of_state
+
+    def shifted(self, scale: Array, jacobian: Jacobian) -> Matrix:
+        """scale*M - df/dv, or scale*dF/dv' + dF/dv; complex if the scale is."""
+        if isinstance(jacobian, MatrixFree):
+            return shifted(scale, self.field.mass, jacobian)
+        mass, dtype = self.field.mass, scale.dtype
+        jacobian = jtu.tree_map(lambda x: x.astype(dtype), jacobian)
+        if isinstance(jacobian, tuple):
+            of_slope, of_state = jacobian
+            return scale * of_slope + of_state
+        return shifted(scale, None if mass is None else mass.astype(dtype), jacobian)
 
     def algebraic(self) -> Bool[Array, " n"] | None:
         """Which rows of M are zero; None without a mass matrix."""
@@ -92,7 +117,13 @@ class VectorField:
 
 
 def derivative(field: Field, t: Array, u: State, solver: GMRES | None = None) -> State:
-    """u', which with a mass matrix is not f."""
+    """u', which with a mass matrix is not f.
+
+    An equation F(u', u, p, t) = 0 has no formula for it: then it is what it is at the start, which
+    is where a solve asks for it.
+    """
+    if field.slope is not None:
+        return field.slope
     if field.mass is None:
         return field.f(t, u)
     view = VectorField(field, u, solver)

@@ -17,17 +17,15 @@ import jax
 import jax.custom_batching
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from .band import Band, BandFactors
+from .band import Band
 from .krylov import MatrixFree
 
 # A dense matrix, or one of another form.
 Matrix = Float[Array, "n n"] | Band | MatrixFree
 Dense = Float[Array, "n n"]
 Vector = Float[Array, " n"]
-# Of a dense matrix those of LAPACK, with their row exchanges.
-Factors = tuple[Dense, Int[Array, " n"]] | BandFactors
 
 # The largest sizes that are inverted number by number, and inverted at all. Measured in Rodas5P on
 # two x86-64 cores: at n = 10 a step takes 4.5 us by the loop below and 11 us with LAPACK; at n = 20
@@ -53,16 +51,6 @@ def factorize(matrix: Matrix) -> Callable[[Vector], Vector]:
         solve=lambda _, b: jsl.lu_solve(factors, b),
         transpose_solve=lambda _, b: jsl.lu_solve(factors, b, trans=1),
     )
-
-
-def factors_of(matrix: Dense | Band) -> Factors:
-    """The factors of a matrix, to be kept; nothing differentiates them."""
-    return matrix.factors() if isinstance(matrix, Band) else jsl.lu_factor(matrix)
-
-
-def solve_with(factors: Factors, b: Vector) -> Vector:
-    """The x with A x = b, from the factors of A."""
-    return factors.solve(b) if isinstance(factors, BandFactors) else jsl.lu_solve(factors, b)
 
 
 def shifted(scale: Array, mass: Array | None, matrix: Matrix) -> Matrix:
@@ -109,6 +97,21 @@ def times(matrix: Matrix, x: Vector) -> Vector:
     return jnp.stack([sum(row[1:], start=row[0]) for row in terms])
 
 
+def is_regular(matrix: Dense) -> Bool[Array, ""]:
+    """Whether a matrix is not singular to rounding, in the 1-norm and with its rows scaled.
+
+    A singular Jacobian belongs to a root that is not isolated, such as an equilibrium with a
+    conserved quantity: rounding would decide which of its neighbours is found, and what its
+    derivative is.
+    """
+    largest = jnp.max(jnp.abs(matrix), axis=1, keepdims=True)
+    scaled = matrix / largest
+    rounding = 10 * matrix.shape[0] * float(jnp.finfo(matrix.dtype).eps)
+    inverse = _inverse(scaled) if matrix.shape[0] <= INVERTED else jnp.linalg.inv(scaled)
+    sizes = [jnp.max(jnp.sum(jnp.abs(x), axis=0)) for x in (scaled, inverse)]
+    return sizes[0] * sizes[1] * rounding < 1
+
+
 def row_sum_norm(matrix: Matrix) -> Float[Array, ""]:
     """The largest sum of absolute values of a row: a bound of the eigenvalues."""
     if isinstance(matrix, MatrixFree):
@@ -120,6 +123,19 @@ def row_sum_norm(matrix: Matrix) -> Float[Array, ""]:
 def _product(a: Dense, b: Dense) -> Dense:
     """`a @ b`, as a sum too."""
     return jnp.sum(a[:, :, None] * b[None, :, :], axis=1)
+
+
+def _size(x: Array) -> Array:
+    """What pivots are compared by; of complex numbers not the modulus, as in LAPACK's izamax."""
+    return jnp.abs(jnp.real(x)) + jnp.abs(jnp.imag(x)) if jnp.iscomplexobj(x) else jnp.abs(x)
+
+
+def _divided(row: list[Array], pivot: Array) -> list[Array]:
+    """A row over its pivot; one complex division costs many products, with XLA."""
+    if not jnp.iscomplexobj(pivot):
+        return [x / pivot for x in row]
+    inverse = 1 / pivot
+    return [x * inverse for x in row]
 
 
 @jax.custom_jvp
@@ -144,11 +160,11 @@ def _inverse_by_numbers(matrix: Dense) -> Dense:
     ]
     for k in range(n):
         for i in range(k + 1, n):
-            larger = jnp.abs(rows[i][k]) > jnp.abs(rows[k][k])
+            larger = _size(rows[i][k]) > _size(rows[k][k])
             pairs = list(zip(rows[k], rows[i], strict=True))
             rows[k] = [jnp.where(larger, y, x) for x, y in pairs]
             rows[i] = [jnp.where(larger, x, y) for x, y in pairs]
-        rows[k] = [x / rows[k][k] for x in rows[k]]
+        rows[k] = _divided(rows[k], rows[k][k])
         for i in range(n):
             if i != k:
                 factor = rows[i][k]
@@ -166,11 +182,11 @@ def _inverse_by_columns(matrix: Dense) -> Dense:
     def eliminate(k: Array, both: Array) -> Array:
         here = row == k
         values = jnp.sum(jnp.where(column[None, :] == k, both, 0), axis=1)
-        largest = jnp.argmax(jnp.where(row >= k, jnp.abs(values), -1))
+        largest = jnp.argmax(jnp.where(row >= k, _size(values), -1))
         chosen = row == largest
         pivot_row = jnp.sum(jnp.where(chosen[:, None], both, 0), axis=0)
         displaced = jnp.sum(jnp.where(here[:, None], both, 0), axis=0)
-        pivot_row = pivot_row / jnp.sum(jnp.where(chosen, values, 0))
+        [pivot_row] = _divided([pivot_row], jnp.sum(jnp.where(chosen, values, 0)))
         both = jnp.where(chosen[:, None], displaced[None, :], both)
         values = jnp.where(chosen, jnp.sum(jnp.where(here, values, 0)), values)
         reduced = both - values[:, None] * pivot_row[None, :]

@@ -15,9 +15,8 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
-from .dense import Matrix, factorize
-
-Vector = Float[Array, " n"]
+# One vector, or several side by side.
+Vector = Float[Array, "... n"]
 
 # HW II, section IV.8: the error that may be left, in units of the tolerance, the most iterations,
 # and the power to which the rate of one step is trusted in the next.
@@ -146,14 +145,15 @@ def newton(
 
 def implicit_solution(
     residual: Callable[..., Vector],
-    jacobian: Callable[..., Matrix],
+    solver: Callable[..., Callable[[Vector], Vector]],
     x: Vector,
     arguments: Sequence[Array],
 ) -> Vector:
     """`x`, with the derivative of the solution of `residual(x, *arguments) = 0`.
 
-    By the implicit function theorem that is one linear solve with `jacobian(x, *arguments)`, minus
-    the residual's, at the solution. Both functions close over nothing that is differentiated.
+    By the implicit function theorem that is one linear solve with minus the residual's Jacobian at
+    the solution: `solver(x, *arguments)` of a right-hand side. Both functions close over nothing
+    that is differentiated.
     """
 
     @jax.custom_jvp
@@ -173,7 +173,7 @@ def implicit_solution(
 
         primal = tuple(arguments[i] for i in moving)
         change = jax.jvp(of_moving, primal, tuple(tangents[1][i] for i in moving))[1]
-        return x, factorize(jacobian(x, *arguments))(change)
+        return x, solver(x, *arguments)(change)
 
     solution.defjvp(tangent, symbolic_zeros=True)
     return solution(jax.lax.stop_gradient(x), list(arguments))

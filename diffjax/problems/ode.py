@@ -27,8 +27,8 @@ class ODEProblem(Problem):
     - `p`: parameters, any pytree; an equinox network is a fine one.
     - `mass_matrix`: M, constant, of shape (n, n), or (n,) for its diagonal, where n counts the
         elements of `u0` (a pytree's leaf by leaf); by default the identity. It may be singular: a
-        row of zeros makes that equation algebraic, 0 = f_i, and `u0` must satisfy it. It is
-        differentiated like `p`.
+        row of zeros makes that equation algebraic, 0 = f_i; a `u0` that does not satisfy it is
+        changed as `solve(..., initialize=)` says. It is differentiated like `p`.
     - `jac`: a function `jac(u, p, t)` for the Jacobian of f, of shape (n, n); by default it is
         computed by forward derivatives.
     - `jac_sparsity`: where the Jacobian of f (and a dense `mass_matrix`) may have entries: a pair

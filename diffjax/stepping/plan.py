@@ -23,8 +23,8 @@ class Inputs(NamedTuple):
     """What a solve is differentiated with respect to.
 
     `args` are the vector field's closed-over arrays and parameters, `save_args` those of
-    `save_fn`; `saves` the times at which to save and `stops` those to step on, both sorted; `mass`
-    and `jac_args` those of `Field`.
+    `save_fn`; `saves` the times at which to save and `stops` those to step on, both sorted; `mass`,
+    `jac_args` and `slope` those of `Field`.
     """
 
     u0: State
@@ -36,6 +36,7 @@ class Inputs(NamedTuple):
     stops: Float[Array, " stops"] | None
     mass: Array | None = None
     jac_args: tuple[Array, ...] | None = None
+    slope: State | None = None
 
 
 class Settings(NamedTuple):
@@ -81,8 +82,15 @@ class Plan:
     sparsity: Sparsity | None = None
 
     def field(self, inputs: Inputs) -> Field:
-        jac = self.jac_jaxpr, inputs.jac_args
-        return Field(self.field_jaxpr, inputs.args, inputs.mass, *jac, self.sparsity)
+        return Field(
+            self.field_jaxpr,
+            inputs.args,
+            inputs.mass,
+            self.jac_jaxpr,
+            inputs.jac_args,
+            inputs.slope,
+            self.sparsity,
+        )
 
     @property
     def small(self) -> bool:

@@ -21,6 +21,7 @@ from .low_order_implicit import IMPLICIT_EULER as IMPLICIT_EULER
 from .low_order_implicit import IMPLICIT_MIDPOINT as IMPLICIT_MIDPOINT
 from .low_order_implicit import TRAPEZOID as TRAPEZOID
 from .low_order_implicit import TRBDF2 as TRBDF2
+from .radau import RADAU_IIA_5 as RADAU_IIA_5
 from .rodas import RODAS3P as RODAS3P
 from .rodas import RODAS4 as RODAS4
 from .rodas import RODAS4P as RODAS4P
