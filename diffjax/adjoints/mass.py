@@ -33,7 +33,7 @@ class Eliminated:
     """
 
     def __init__(self, field: Field, t: Array, u: State) -> None:
-        view = VectorField(field, u)
+        view = VectorField(field.with_dense_jacobian(), u)
         self.coordinates = view.coordinates
         algebraic = view.algebraic()
         assert algebraic is not None

@@ -12,6 +12,7 @@ How to add an algorithm:
 The loop never asks which algorithm it runs: what it needs to know is a declared attribute.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -79,6 +80,10 @@ class Field(eqx.Module):
         assert self.jac_args is not None
         leaves = jax.tree_util.tree_leaves(u)
         return evaluate(self.jac_jaxpr, (), *self.jac_args, t, *leaves)[0]
+
+    def with_dense_jacobian(self) -> "Field":
+        """The same field for work on whole matrices, outside of the steps."""
+        return dataclasses.replace(self, sparsity=None)
 
     @property
     def autonomous(self) -> bool:

@@ -164,12 +164,14 @@ def consistent_start(
     x, found, work = one_or_many(solve, solve, *still, native=plan.small)
     if how == "collocation":
         # Of a matrix without rows of zeros there is no telling whether the given start would do.
-        judged = implicit or jnp.any(_algebraic(VectorField(field, inputs.u0)))
+        judged = implicit or jnp.any(
+            _algebraic(VectorField(field.with_dense_jacobian(), inputs.u0))
+        )
         x = jnp.where(judged & jnp.all(inconsistency(*frozen) <= 1), given.u, x)
     x = _with_derivative(equation, field, inputs.u0, x, given)
     u, slope = equation.state(x, given)
     if isinstance(equation, _ImplicitBrown):
-        slope = equation.complete(VectorField(field, inputs.u0), x, given)
+        slope = equation.complete(VectorField(field.with_dense_jacobian(), inputs.u0), x, given)
     new = inputs._replace(
         u0=coordinates.unflatten(u),
         slope=coordinates.unflatten(slope) if implicit else None,
@@ -179,7 +181,7 @@ def consistent_start(
 
 def _differential(field: Field, inputs: Inputs, said: np.ndarray | None) -> Vector:
     """Of each variable one if it is differential, else zero."""
-    view = VectorField(field, inputs.u0)
+    view = VectorField(field.with_dense_jacobian(), inputs.u0)
     flatten = view.coordinates.flatten
     if said is not None:
         flags = jnp.asarray(said)
@@ -194,7 +196,7 @@ def inconsistency(field: Field, inputs: Inputs, settings: Settings) -> Vector:
 
     One is what changes of the state within the tolerance make of it; other equations have zero.
     """
-    view = VectorField(field, inputs.u0)
+    view = VectorField(field.with_dense_jacobian(), inputs.u0)
     start = view.coordinates.flatten(inputs.u0)
     tolerance = _tolerance(settings, view.coordinates)
     slope = None if field.slope is None else view.coordinates.flatten(field.slope)
@@ -248,7 +250,7 @@ def _solve(
     equation: _Brown, field: Field, inputs: Inputs, settings: Settings, given: _Given
 ) -> tuple[Vector, Array, dict[str, Array]]:
     """The start without its derivative, whether it is one, and the work it took."""
-    view = VectorField(field, inputs.u0)
+    view = VectorField(field.with_dense_jacobian(), inputs.u0)
     tolerance = _tolerance(settings, view.coordinates)
 
     def size(correction: Vector, x: Vector) -> Array:
@@ -277,7 +279,7 @@ def _with_derivative(equation: _Brown, field: Field, u: State, x: Vector, given:
 
     def parts(arguments: tuple[Array, ...]) -> tuple[VectorField, _Given]:
         field, given = jtu.tree_unflatten(structure, arguments)
-        return VectorField(field, u), given
+        return VectorField(field.with_dense_jacobian(), u), given
 
     def residual(x: Vector, *arguments: Array) -> Vector:
         view, given = parts(arguments)
