@@ -65,7 +65,8 @@ def solve(
         relative tolerance under 1e-6, that hands over to `Rodas5P` where the problem is stiff
         (`dj.AutoSwitch`); the explicit method alone beyond 50 unknowns and with an adjoint whose
         steps restart often (the continuous and the reversible ones). With a mass matrix `Rodas5P`;
-        for a `DAEProblem` `DFBDF`; for a steady state `SSRootfind`, and should that fail `DynamicSS`.
+        for a `DAEProblem` `DFBDF`; for a steady state `SSRootfind`, and should that fail
+        `DynamicSS`.
     - `saveat`: which times to save: a number (a spacing, for a span of Python numbers; both ends
         are saved), an array of times sorted in the direction of the solve, a function
         `(t0, t1) -> times`, `"steps"` (every accepted step, padded; `sol.n` rows are filled) or

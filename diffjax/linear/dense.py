@@ -22,8 +22,8 @@ from jaxtyping import Array, Bool, Float
 from .band import Band
 from .krylov import MatrixFree
 
-# A dense matrix, or one of another form.
-Matrix = Float[Array, "n n"] | Band | MatrixFree
+# A `Dense` matrix, a `Band` or a `MatrixFree`: who only factorises it need not know which.
+Matrix = Any
 Dense = Float[Array, "n n"]
 Vector = Float[Array, " n"]
 
