@@ -284,9 +284,8 @@ def _solution(result: dict[str, Any], prob: Problem, options: Options) -> Soluti
 def _equation(prob: Problem) -> dict[str, Any]:
     """The arguments that say what the equation is, in a form that may leave a `jit`."""
     given = prob.arguments()
-    held: dict[str, Any] = {
-        k: UserFunction(given[k]) for k in ("f", "F", "jac") if given.get(k) is not None
-    }
+    names = ("f", "F", "jac")
+    held: dict[str, Any] = {k: UserFunction(given[k]) for k in names if given.get(k) is not None}
     if given.get("jac_sparsity") is not None:
         held["jac_sparsity"] = Parts(given["jac_sparsity"], dynamic=lambda _: False)
     mass = given.get("mass_matrix")

@@ -189,6 +189,7 @@ def gradient(name: str, sparsity: Any) -> tuple[jax.Array, jax.Array]:
     return jax.jit(jax.value_and_grad(total))(P)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_dense_matrices() -> None:
     """Value and derivative to 1e-9, of band matrices and without a matrix."""
     dense, rosenbrock = gradient("TRBDF2", None), gradient("Rosenbrock", None)
@@ -202,6 +203,7 @@ def test_gradients_are_those_of_dense_matrices() -> None:
         np.testing.assert_allclose(got[1], wanted[1], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_lanes_and_backward_time_and_single_precision() -> None:
     """Each lane as if alone; back to the start; float32 throughout."""
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from ..algorithms.base import Field, State
 from ..algorithms.implicit import VectorField
-from ..linear.dense import dense_of, factorize, times
+from ..linear.dense import factorize, times
 
 Vector = Float[Array, " n"]
 
@@ -33,14 +33,13 @@ class Eliminated:
     """
 
     def __init__(self, field: Field, t: Array, u: State) -> None:
-        view = VectorField(field, u)
+        view = VectorField(field.with_dense_jacobian(), u)
         self.coordinates = view.coordinates
         algebraic = view.algebraic()
         assert algebraic is not None
-        _, jacobian = view.value_and_jacobian(t, self.coordinates.flatten(u))
-        self.jacobian = dense_of(jacobian)
+        _, self.jacobian = view.value_and_jacobian(t, self.coordinates.flatten(u))
         one = jnp.ones((), self.jacobian.dtype)
-        self.mass = dense_of(view.shifted(one, jnp.zeros_like(self.jacobian)))
+        self.mass = view.shifted(one, jnp.zeros_like(self.jacobian))
         self.algebraic = algebraic
         rows = jnp.where(algebraic[:, None], self.jacobian, self.mass)
         self.solve = factorize(rows.T)

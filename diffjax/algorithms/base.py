@@ -12,6 +12,7 @@ How to add an algorithm:
 The loop never asks which algorithm it runs: what it needs to know is a declared attribute.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -55,8 +56,8 @@ class Field(eqx.Module):
     mass: Array | None = None
     jac_jaxpr: Any = eqx.field(static=True, default=None)
     jac_args: tuple[Array, ...] | None = None
-    sparsity: Sparsity | None = eqx.field(static=True, default=None)
     slope: State | None = None
+    sparsity: Sparsity | None = eqx.field(static=True, default=None)
 
     def f(self, t: Float[Array, ""], u: State) -> State:
         """The derivative of the state."""
@@ -79,6 +80,10 @@ class Field(eqx.Module):
         assert self.jac_args is not None
         leaves = jax.tree_util.tree_leaves(u)
         return evaluate(self.jac_jaxpr, (), *self.jac_args, t, *leaves)[0]
+
+    def with_dense_jacobian(self) -> "Field":
+        """The same field for work on whole matrices, outside of the steps."""
+        return dataclasses.replace(self, sparsity=None)
 
     @property
     def autonomous(self) -> bool:

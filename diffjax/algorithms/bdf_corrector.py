@@ -61,7 +61,7 @@ class Cache(NamedTuple):
     @staticmethod
     def none(field: Field, n: int, dtype: jnp.dtype) -> "Cache":
         kept = are_kept(n, field.sparsity) and field.slope is None
-        matrices = Matrices.none(n, dtype, _SHIFTS, field.sparsity) if kept else None
+        matrices = Matrices.none(n, dtype, _SHIFTS) if kept else None
         return Cache(jnp.ones((), dtype), matrices)
 
 

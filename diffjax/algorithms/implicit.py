@@ -8,14 +8,14 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float
 
 from ..linear.coordinates import Coordinates
-from ..linear.dense import Dense, Matrix, factorize, mass_times, rows_of, shifted
+from ..linear.dense import Matrix, factorize, mass_times, rows_of, shifted
 from ..linear.jacobian import value_and_jacobian, varying_like
 from ..linear.krylov import GMRES, MatrixFree
 from .base import Field, State
 
 Vector = Float[Array, " n"]
 # df/dv; of F(v', v, t) = 0 the pair of dF/dv' and dF/dv.
-Jacobian = Matrix | tuple[Dense, Dense]
+Jacobian = Matrix | tuple[Matrix, Matrix]
 
 
 class VectorField:
@@ -84,10 +84,14 @@ class VectorField:
 
     def shifted(self, scale: Array, jacobian: Jacobian) -> Matrix:
         """scale*M - df/dv, or scale*dF/dv' + dF/dv; complex if the scale is."""
+        if isinstance(jacobian, MatrixFree):
+            return shifted(scale, self.field.mass, jacobian)
+        mass, dtype = self.field.mass, scale.dtype
+        jacobian = jtu.tree_map(lambda x: x.astype(dtype), jacobian)
         if isinstance(jacobian, tuple):
-            of_slope, of_state = jtu.tree_map(lambda x: x.astype(scale.dtype), jacobian)
+            of_slope, of_state = jacobian
             return scale * of_slope + of_state
-        return shifted(scale, self.field.mass, jacobian)
+        return shifted(scale, None if mass is None else mass.astype(dtype), jacobian)
 
     def algebraic(self) -> Bool[Array, " n"] | None:
         """Which rows of M are zero; None without a mass matrix."""

@@ -116,7 +116,7 @@ class RadauIIA(TableauMethod):
         zero, one = jnp.zeros((), dtype), jnp.ones((), dtype)
         implicit = field.slope is not None
         kept = are_kept(n, field.sparsity) and not implicit
-        matrices = Matrices.none(n, dtype, _shifts(self.tableau), field.sparsity) if kept else None
+        matrices = Matrices.none(n, dtype, _shifts(self.tableau)) if kept else None
         stages = jnp.zeros((3, n), dtype)
         choice = jax.lax.stop_gradient(coordinates.flatten(field.slope)) if implicit else None
         return Memory(choice=choice, cache=_Cache(stages, zero, one, jnp.zeros((), bool), matrices))

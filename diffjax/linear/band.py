@@ -89,13 +89,6 @@ class Band(eqx.Module):
         rows, columns, inside = shape.entries()
         return Band(jnp.where(inside, matrix[rows, columns], 0), shape)
 
-    def dense(self) -> Matrix:
-        """All the numbers of the matrix."""
-        rows, columns, inside = self.shape.entries()
-        n = self.shape.n
-        zeros = jnp.zeros((n, n), self.rows.dtype)
-        return zeros.at[rows, columns].add(jnp.where(inside, self.rows, 0))
-
     def __rmul__(self, factor: Array | float) -> "Band":
         return Band(factor * self.rows, self.shape)
 

@@ -17,17 +17,15 @@ import jax
 import jax.custom_batching
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from .band import Band, BandFactors
+from .band import Band
 from .krylov import MatrixFree
 
-# A dense matrix, or one of another form.
-Matrix = Float[Array, "n n"] | Band | MatrixFree
+# A `Dense` matrix, a `Band` or a `MatrixFree`: who only factorises it need not know which.
+Matrix = Any
 Dense = Float[Array, "n n"]
 Vector = Float[Array, " n"]
-# Of a dense matrix those of LAPACK, with their row exchanges.
-Factors = tuple[Dense, Int[Array, " n"]] | BandFactors
 
 # The largest sizes that are inverted number by number, and inverted at all. Measured in Rodas5P on
 # two x86-64 cores: at n = 10 a step takes 4.5 us by the loop below and 11 us with LAPACK; at n = 20
@@ -55,39 +53,17 @@ def factorize(matrix: Matrix) -> Callable[[Vector], Vector]:
     )
 
 
-def factors_of(matrix: Matrix) -> Factors:
-    """The factors of a matrix that has been formed, to be kept; nothing differentiates them."""
-    assert not isinstance(matrix, MatrixFree)
-    return matrix.factors() if isinstance(matrix, Band) else jsl.lu_factor(matrix)
-
-
-def solve_with(factors: Factors, b: Vector) -> Vector:
-    """The x with A x = b, from the factors of A."""
-    return factors.solve(b) if isinstance(factors, BandFactors) else jsl.lu_solve(factors, b)
-
-
 def shifted(scale: Array, mass: Array | None, matrix: Matrix) -> Matrix:
-    """scale*M minus a matrix; M is given by its diagonal, or all of it, None for the identity.
-
-    Of a real matrix it is complex if the scale is.
-    """
+    """scale*M minus a matrix; M is given by its diagonal, or all of it, None for the identity."""
     if isinstance(matrix, MatrixFree):
         return matrix.shifted(scale, lambda x: mass_times(mass, x))
-    mass = None if mass is None else mass.astype(scale.dtype)
     if isinstance(matrix, Band):
-        return Band(matrix.rows.astype(scale.dtype), matrix.shape).shifted(scale, mass)
-    matrix = matrix.astype(scale.dtype)
+        return matrix.shifted(scale, mass)
     if mass is not None and mass.ndim == 2:
         return scale * mass - matrix
     identity = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
     diagonal = scale if mass is None else (scale * mass)[:, None]
     return diagonal * identity - matrix
-
-
-def dense_of(matrix: Matrix) -> Dense:
-    """All the numbers of a matrix that has been formed."""
-    assert not isinstance(matrix, MatrixFree)
-    return matrix.dense() if isinstance(matrix, Band) else matrix
 
 
 def rows_of(chosen: Bool[Array, " n"], matrix: Matrix, other: Matrix) -> Matrix:

@@ -31,4 +31,4 @@ def trace_equation(
     traced = (None, None)
     if jac is not None:
         traced = trace_jacobian(jac, layout, u, p, t, direction)
-    return Field(jaxpr, args, laid_out, *traced, sparsity)
+    return Field(jaxpr, args, laid_out, *traced, sparsity=sparsity)

@@ -29,13 +29,14 @@ from ..algorithms.base import Field, State
 from ..algorithms.implicit import VectorField
 from ..linear.coordinates import Coordinates
 from ..linear.damped import damped_newton
-from ..linear.dense import Dense, Matrix, dense_of, factorize, is_regular, rows_of
+from ..linear.dense import factorize, is_regular
 from ..linear.jacobian import varying_like
 from ..linear.newton import implicit_solution
 from .lanes import one_or_many
 from .plan import Inputs, Plan, Settings
 
 Vector = Float[Array, " n"]
+Matrix = Float[Array, "n n"]
 
 HOW = ("brown", "collocation", "check")
 # The step of a collocation, as a part of the first step that was asked for, and of the span.
@@ -69,13 +70,6 @@ class _Given(NamedTuple):
     differential: Vector
 
 
-def _jacobians(view: VectorField, t: Array, u: Vector, slope: Vector) -> tuple[Dense, Dense]:
-    """Of a fully implicit equation minus its derivatives by u' and by u."""
-    both = view.jacobian(t, u, slope)
-    assert isinstance(both, tuple)
-    return both
-
-
 def _algebraic(view: VectorField) -> Bool[Array, " n"]:
     algebraic = view.algebraic()
     assert algebraic is not None
@@ -98,8 +92,8 @@ class _Brown:
     def matrix(self, view: VectorField, x: Vector, given: _Given) -> Matrix:
         """Minus the residual's Jacobian."""
         _, jacobian = view.value_and_jacobian(given.t, x)
-        mass = view.shifted(jnp.ones((), x.dtype), 0.0 * jacobian)
-        return rows_of(_algebraic(view), -1.0 * jacobian, mass)
+        mass = view.shifted(jnp.ones((), x.dtype), jnp.zeros_like(jacobian))
+        return jnp.where(_algebraic(view)[:, None], -jacobian, mass)
 
 
 class _ImplicitBrown(_Brown):
@@ -116,7 +110,7 @@ class _ImplicitBrown(_Brown):
         return view.residual(given.t, *self.state(x, given))
 
     def matrix(self, view: VectorField, x: Vector, given: _Given) -> Matrix:
-        of_slope, of_state = _jacobians(view, given.t, *self.state(x, given))
+        of_slope, of_state = view.jacobian(given.t, *self.state(x, given))
         return jnp.where(given.differential[None, :] == 1, of_slope, of_state)
 
     def complete(self, view: VectorField, x: Vector, given: _Given) -> Vector:
@@ -170,12 +164,14 @@ def consistent_start(
     x, found, work = one_or_many(solve, solve, *still, native=plan.small)
     if how == "collocation":
         # Of a matrix without rows of zeros there is no telling whether the given start would do.
-        judged = implicit or jnp.any(_algebraic(VectorField(field, inputs.u0)))
+        judged = implicit or jnp.any(
+            _algebraic(VectorField(field.with_dense_jacobian(), inputs.u0))
+        )
         x = jnp.where(judged & jnp.all(inconsistency(*frozen) <= 1), given.u, x)
     x = _with_derivative(equation, field, inputs.u0, x, given)
     u, slope = equation.state(x, given)
     if isinstance(equation, _ImplicitBrown):
-        slope = equation.complete(VectorField(field, inputs.u0), x, given)
+        slope = equation.complete(VectorField(field.with_dense_jacobian(), inputs.u0), x, given)
     new = inputs._replace(
         u0=coordinates.unflatten(u),
         slope=coordinates.unflatten(slope) if implicit else None,
@@ -185,12 +181,12 @@ def consistent_start(
 
 def _differential(field: Field, inputs: Inputs, said: np.ndarray | None) -> Vector:
     """Of each variable one if it is differential, else zero."""
-    view = VectorField(field, inputs.u0)
+    view = VectorField(field.with_dense_jacobian(), inputs.u0)
     flatten = view.coordinates.flatten
     if said is not None:
         flags = jnp.asarray(said)
     else:
-        of_slope, _ = _jacobians(view, inputs.t0, flatten(inputs.u0), flatten(field.slope))
+        of_slope, _ = view.jacobian(inputs.t0, flatten(inputs.u0), flatten(field.slope))
         flags = jnp.any(of_slope != 0, axis=0)
     return flags.astype(view.coordinates.dtype)
 
@@ -200,17 +196,17 @@ def inconsistency(field: Field, inputs: Inputs, settings: Settings) -> Vector:
 
     One is what changes of the state within the tolerance make of it; other equations have zero.
     """
-    view = VectorField(field, inputs.u0)
+    view = VectorField(field.with_dense_jacobian(), inputs.u0)
     start = view.coordinates.flatten(inputs.u0)
     tolerance = _tolerance(settings, view.coordinates)
     slope = None if field.slope is None else view.coordinates.flatten(field.slope)
     value = view.f(inputs.t0, start) if slope is None else view.residual(inputs.t0, start, slope)
     if slope is None:
         algebraic = _algebraic(view)
-        parts = [(dense_of(view.value_and_jacobian(inputs.t0, start)[1]), start)]
+        parts = [(view.value_and_jacobian(inputs.t0, start)[1], start)]
     else:
         algebraic = jnp.ones_like(value, bool)
-        of_slope, of_state = _jacobians(view, inputs.t0, start, slope)
+        of_slope, of_state = view.jacobian(inputs.t0, start, slope)
         parts = [(of_state, start), (of_slope, slope)]
     allowed = sum(
         (jnp.sum(jnp.abs(matrix) * tolerance(x)[None, :], axis=1) for matrix, x in parts),
@@ -254,14 +250,14 @@ def _solve(
     equation: _Brown, field: Field, inputs: Inputs, settings: Settings, given: _Given
 ) -> tuple[Vector, Array, dict[str, Array]]:
     """The start without its derivative, whether it is one, and the work it took."""
-    view = VectorField(field, inputs.u0)
+    view = VectorField(field.with_dense_jacobian(), inputs.u0)
     tolerance = _tolerance(settings, view.coordinates)
 
     def size(correction: Vector, x: Vector) -> Array:
         return jnp.max(jnp.abs(correction) / tolerance(x))
 
-    def matrix(x: Vector) -> Dense:
-        return dense_of(equation.matrix(view, x, given))
+    def matrix(x: Vector) -> Matrix:
+        return equation.matrix(view, x, given)
 
     start = equation.start(given)
     root = damped_newton(lambda x: equation.residual(view, x, given), matrix, size, start)
@@ -283,7 +279,7 @@ def _with_derivative(equation: _Brown, field: Field, u: State, x: Vector, given:
 
     def parts(arguments: tuple[Array, ...]) -> tuple[VectorField, _Given]:
         field, given = jtu.tree_unflatten(structure, arguments)
-        return VectorField(field, u), given
+        return VectorField(field.with_dense_jacobian(), u), given
 
     def residual(x: Vector, *arguments: Array) -> Vector:
         view, given = parts(arguments)

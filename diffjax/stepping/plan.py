@@ -82,8 +82,15 @@ class Plan:
     sparsity: Sparsity | None = None
 
     def field(self, inputs: Inputs) -> Field:
-        jac = self.jac_jaxpr, inputs.jac_args
-        return Field(self.field_jaxpr, inputs.args, inputs.mass, *jac, self.sparsity, inputs.slope)
+        return Field(
+            self.field_jaxpr,
+            inputs.args,
+            inputs.mass,
+            self.jac_jaxpr,
+            inputs.jac_args,
+            inputs.slope,
+            self.sparsity,
+        )
 
     @property
     def small(self) -> bool:
