@@ -62,6 +62,7 @@ from .integrator import init as init
 from .integrator import step as step
 from .interpolation import CubicHermite as CubicHermite
 from .interpolation import LinearInterpolation as LinearInterpolation
+from .linear.krylov import GMRES as GMRES
 from .problems import DAEProblem as DAEProblem
 from .problems import ODEProblem as ODEProblem
 from .problems import Problem as Problem
@@ -77,6 +78,7 @@ from .solution import Solution as Solution
 from .solution import SolveError as SolveError
 from .solution import Stats as Stats
 from .solve import solve as solve
+from .sparsity import check_sparsity as check_sparsity
 from .stepping.controllers import Controller as Controller
 from .stepping.controllers import IController as IController
 from .stepping.controllers import PIController as PIController

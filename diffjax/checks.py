@@ -14,8 +14,10 @@ from jaxtyping import PyTree
 
 from .adjoints.base import Adjoint
 from .algorithms.base import Algorithm
+from .linear.sparsity import full_band
 from .problems.base import Problem
 from .problems.parts import is_array
+from .problems.pattern import Pattern
 from .solution import concrete
 from .stepping.initialization import HOW
 
@@ -58,6 +60,27 @@ def check_algorithm(alg: Any, prob: Problem) -> None:
         raise ValueError(
             f"alg={alg.name} cannot solve a problem with a mass_matrix; take dj.Rodas5P(), "
             "for which it may be singular, or let f return the inverse of the matrix times f."
+        )
+    check_mass_in_pattern(prob)
+
+
+def check_mass_in_pattern(prob: Problem) -> None:
+    """Raise on a dense mass matrix that has entries where `jac_sparsity` allows none."""
+    given, mass = (prob.arguments().get(name) for name in ("jac_sparsity", "mass_matrix"))
+    value = None if mass is None or np.ndim(mass) != 2 else concrete(mass)
+    if value is None or not isinstance(given, tuple | Pattern):
+        return
+    n = value.shape[0]
+    allowed = full_band(n, *given) if isinstance(given, tuple) else given.matrix
+    if allowed.shape != value.shape:
+        return
+    outside = np.argwhere((value != 0) & ~allowed.toarray())
+    if outside.size:
+        i, j = outside[0]
+        raise ValueError(
+            f"mass_matrix has {len(outside)} entries where jac_sparsity allows none, the first at "
+            f"[{i}, {j}]; it says where J and a dense M have entries, so widen it, "
+            'or give jac_sparsity="detect".'
         )
 
 

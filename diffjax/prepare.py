@@ -349,6 +349,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         ends_on_save=isinstance(arguments.saveat, float),
         progress=report if options.progress else None,
         jac_jaxpr=field.jac_jaxpr,
+        sparsity=field.sparsity,
     )
     saves = None if options.save_every else times.saves
     stops = None if options.fixed else times.stops

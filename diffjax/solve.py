@@ -65,7 +65,8 @@ def solve(
         relative tolerance under 1e-6, that hands over to `Rodas5P` where the problem is stiff
         (`dj.AutoSwitch`); the explicit method alone beyond 50 unknowns and with an adjoint whose
         steps restart often (the continuous and the reversible ones). With a mass matrix `Rodas5P`;
-        for a `DAEProblem` `DFBDF`; for a steady state `SSRootfind`, and should that fail `DynamicSS`.
+        for a `DAEProblem` `DFBDF`; for a steady state `SSRootfind`, and should that fail
+        `DynamicSS`.
     - `saveat`: which times to save: a number (a spacing, for a span of Python numbers; both ends
         are saved), an array of times sorted in the direction of the solve, a function
         `(t0, t1) -> times`, `"steps"` (every accepted step, padded; `sol.n` rows are filled) or
@@ -283,9 +284,13 @@ def _solution(result: dict[str, Any], prob: Problem, options: Options) -> Soluti
 def _equation(prob: Problem) -> dict[str, Any]:
     """The arguments that say what the equation is, in a form that may leave a `jit`."""
     given = prob.arguments()
-    functions = {k: UserFunction(given[k]) for k in ("f", "F", "jac") if given.get(k) is not None}
+    held: dict[str, Any] = {
+        k: UserFunction(given[k]) for k in ("f", "F", "jac") if given.get(k) is not None
+    }
+    if given.get("jac_sparsity") is not None:
+        held["jac_sparsity"] = Parts(given["jac_sparsity"], dynamic=lambda _: False)
     mass = given.get("mass_matrix")
-    return functions if mass is None else {**functions, "mass_matrix": Parts(mass)}
+    return held if mass is None else {**held, "mass_matrix": Parts(mass)}
 
 
 def _controller(controller: Controller | None) -> Controller:

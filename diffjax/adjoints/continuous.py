@@ -205,6 +205,7 @@ class Backward:
             alg=self.alg,
             field_jaxpr=field.jaxpr,
             jac_jaxpr=None,
+            sparsity=None,
             max_steps=self.plan.max_steps + self.landings(),
             progress=None,
         )

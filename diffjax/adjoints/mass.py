@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from ..algorithms.base import Field, State
 from ..algorithms.implicit import VectorField
-from ..linear.dense import factorize, times
+from ..linear.dense import dense_of, factorize, times
 
 Vector = Float[Array, " n"]
 
@@ -37,9 +37,10 @@ class Eliminated:
         self.coordinates = view.coordinates
         algebraic = view.algebraic()
         assert algebraic is not None
-        _, self.jacobian = view.value_and_jacobian(t, self.coordinates.flatten(u))
+        _, jacobian = view.value_and_jacobian(t, self.coordinates.flatten(u))
+        self.jacobian = dense_of(jacobian)
         one = jnp.ones((), self.jacobian.dtype)
-        self.mass = view.shifted(one, jnp.zeros_like(self.jacobian))
+        self.mass = dense_of(view.shifted(one, jnp.zeros_like(self.jacobian)))
         self.algebraic = algebraic
         rows = jnp.where(algebraic[:, None], self.jacobian, self.mass)
         self.solve = factorize(rows.T)

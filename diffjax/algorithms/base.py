@@ -21,6 +21,8 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ..linear.sparsity import Sparsity
+
 # A state as the stepping code sees it: one array, or one flat vector per dtype (`stepping/layout`).
 State = PyTree[Array]
 # The tolerance-scaled root-mean-square norm: norm(v, u_start, u_end).
@@ -40,8 +42,9 @@ class Field(eqx.Module):
     differentiated and batched alike.
 
     In M u' = f the mass matrix is `mass`, an array of shape (n, n), or (n,) for its diagonal, None
-    for the identity; `jac_jaxpr` and `jac_args` are the user's Jacobian, None without one. Both act
-    on the real coordinates of the state (`linear/coordinates`).
+    for the identity; `jac_jaxpr` and `jac_args` are the user's Jacobian, None without one;
+    `sparsity` says where it and M have entries, None for everywhere. All act on the real
+    coordinates of the state (`linear/coordinates`).
 
     Of a fully implicit equation F(u', u, p, t) = 0 the function is F, and `slope` is the derivative
     of the state at the start of the solve; None for every other.
@@ -52,6 +55,7 @@ class Field(eqx.Module):
     mass: Array | None = None
     jac_jaxpr: Any = eqx.field(static=True, default=None)
     jac_args: tuple[Array, ...] | None = None
+    sparsity: Sparsity | None = eqx.field(static=True, default=None)
     slope: State | None = None
 
     def f(self, t: Float[Array, ""], u: State) -> State:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from ..linear.dense import factorize
 from ..linear.newton import NewtonResult, Stop, implicit_solution, newton, relative_size, trusted
-from ..linear.reuse import KEPT, Matrices, renewed, settled
+from ..linear.reuse import Matrices, are_kept, renewed, settled
 from .base import Field, Norm, State
 from .implicit import Jacobian, VectorField
 from .iterating import SLOW, Work
@@ -59,8 +59,8 @@ class Cache(NamedTuple):
 
     @staticmethod
     def none(field: Field, n: int, dtype: jnp.dtype) -> "Cache":
-        kept = n > KEPT and field.slope is None
-        matrices = Matrices.none(n, dtype, _SHIFTS) if kept else None
+        kept = are_kept(n, field.sparsity) and field.slope is None
+        matrices = Matrices.none(n, dtype, _SHIFTS, field.sparsity) if kept else None
         return Cache(jnp.ones((), dtype), matrices)
 
 

@@ -1,35 +1,60 @@
 """What implicit methods see of a vector field: real coordinates, Jacobian, mass matrix."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float
 
 from ..linear.coordinates import Coordinates
-from ..linear.dense import factorize, times
+from ..linear.dense import Dense, Matrix, factorize, mass_times, rows_of, shifted
 from ..linear.jacobian import value_and_jacobian, varying_like
+from ..linear.krylov import GMRES, MatrixFree
 from .base import Field, State
 
 Vector = Float[Array, " n"]
-Matrix = Float[Array, "n n"]
 # df/dv; of F(v', v, t) = 0 the pair of dF/dv' and dF/dv.
-Jacobian = Matrix | tuple[Matrix, Matrix]
+Jacobian = Matrix | tuple[Dense, Dense]
 
 
 class VectorField:
-    """M v' = f(t, v), or F(v', v, t) = 0, in the real coordinates of states like `u`."""
+    """M v' = f(t, v), or F(v', v, t) = 0, in the real coordinates of states like `u`.
 
-    def __init__(self, field: Field, u: State) -> None:
+    With a `solver` its Jacobian is known by products alone; `exact` solves are to rounding.
+    """
+
+    def __init__(
+        self, field: Field, u: State, solver: GMRES | None = None, exact: bool = True
+    ) -> None:
         self.field, self.coordinates = field, Coordinates(u)
+        self.solver, self.exact = solver, exact
 
     def f(self, t: Array, v: Vector) -> Vector:
         return self.coordinates.flatten(self.field.f(t, self.coordinates.unflatten(v)))
 
     def value_and_jacobian(self, t: Array, v: Vector) -> tuple[Vector, Matrix]:
         """f and df/dv."""
+        sparsity = self.field.sparsity
+        if self.solver is not None:
+            return self._value_and_products(self.solver, t, v)
         if self.field.jac_args is not None:
-            return self.f(t, v), self.field.jac(t, self.coordinates.unflatten(v))
-        return value_and_jacobian(lambda v: self.f(t, v), v)
+            given = self.field.jac(t, self.coordinates.unflatten(v))
+            return self.f(t, v), given if sparsity is None else sparsity.of_dense(given)
+        find = value_and_jacobian if sparsity is None else sparsity.value_and_jacobian
+        return find(lambda v: self.f(t, v), v)
+
+    def _value_and_products(self, solver: GMRES, t: Array, v: Vector) -> tuple[Vector, MatrixFree]:
+        value, push = jax.linearize(lambda v: self.f(t, v), v)
+        back = self.coordinates.unflatten
+
+        def near_inverse(gamma_dt: Array) -> Callable[[Vector], Vector]:
+            assert solver.preconditioner is not None
+            apply = solver.preconditioner(back(v), gamma_dt)
+            return lambda r: self.coordinates.flatten(apply(back(r)))
+
+        given = None if solver.preconditioner is None else near_inverse
+        return value, MatrixFree(push, v, solver, given, self.exact)
 
     def time_derivative(self, t: Array, v: Vector) -> Vector | None:
         """df/dt; None where it is zero for certain."""
@@ -40,10 +65,7 @@ class VectorField:
 
     def mass_times(self, v: Vector) -> Vector:
         """M v."""
-        mass = self.field.mass
-        if mass is None:
-            return v
-        return mass * v if mass.ndim == 1 else times(mass, v)
+        return mass_times(self.field.mass, v)
 
     def residual(self, t: Array, v: Vector, slope: Vector) -> Vector:
         """f - M v' with another derivative v', or -F: what the equation wants to be zero."""
@@ -62,17 +84,10 @@ class VectorField:
 
     def shifted(self, scale: Array, jacobian: Jacobian) -> Matrix:
         """scale*M - df/dv, or scale*dF/dv' + dF/dv; complex if the scale is."""
-        mass, dtype = self.field.mass, scale.dtype
-        jacobian = jtu.tree_map(lambda x: x.astype(dtype), jacobian)
         if isinstance(jacobian, tuple):
-            of_slope, of_state = jacobian
+            of_slope, of_state = jtu.tree_map(lambda x: x.astype(scale.dtype), jacobian)
             return scale * of_slope + of_state
-        mass = None if mass is None else mass.astype(dtype)
-        if mass is not None and mass.ndim == 2:
-            return scale * mass - jacobian
-        identity = jnp.eye(jacobian.shape[0], dtype=jacobian.dtype)
-        diagonal = scale if mass is None else (scale * mass)[:, None]
-        return diagonal * identity - jacobian
+        return shifted(scale, self.field.mass, jacobian)
 
     def algebraic(self) -> Bool[Array, " n"] | None:
         """Which rows of M are zero; None without a mass matrix."""
@@ -91,13 +106,13 @@ class VectorField:
             return self.f(t, v)
         value, jacobian = self.value_and_jacobian(t, v)
         in_time = self.time_derivative(t, v)
-        mass = self.shifted(jnp.ones((), v.dtype), jnp.zeros_like(jacobian))
+        mass = self.shifted(jnp.ones((), v.dtype), 0.0 * jacobian)
         implied = jnp.zeros_like(value) if in_time is None else -in_time
-        matrix = jnp.where(algebraic[:, None], jacobian, mass)
+        matrix = rows_of(algebraic, jacobian, mass)
         return factorize(matrix)(jnp.where(algebraic, implied, value))
 
 
-def derivative(field: Field, t: Array, u: State) -> State:
+def derivative(field: Field, t: Array, u: State, solver: GMRES | None = None) -> State:
     """u', which with a mass matrix is not f.
 
     An equation F(u', u, p, t) = 0 has no formula for it: then it is what it is at the start, which
@@ -107,5 +122,5 @@ def derivative(field: Field, t: Array, u: State) -> State:
         return field.slope
     if field.mass is None:
         return field.f(t, u)
-    view = VectorField(field, u)
+    view = VectorField(field, u, solver)
     return view.coordinates.unflatten(view.derivative(t, view.coordinates.flatten(u)))

@@ -32,9 +32,9 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Complex, Float, Int, PyTree
 
 from ..linear.coordinates import Coordinates
-from ..linear.dense import factorize
+from ..linear.dense import factorize, row_sum_norm
 from ..linear.newton import NewtonResult, Stop, implicit_solution, newton, relative_size, trusted
-from ..linear.reuse import KEPT, Matrices, renewed, scaled, settled
+from ..linear.reuse import Matrices, are_kept, renewed, scaled, settled
 from . import tableaus
 from .base import Field, Memory, Norm, State, StepResult, TableauMethod
 from .implicit import Jacobian, VectorField
@@ -115,8 +115,8 @@ class RadauIIA(TableauMethod):
         n, dtype = coordinates.size, coordinates.dtype
         zero, one = jnp.zeros((), dtype), jnp.ones((), dtype)
         implicit = field.slope is not None
-        kept = n > KEPT and not implicit
-        matrices = Matrices.none(n, dtype, _shifts(self.tableau)) if kept else None
+        kept = are_kept(n, field.sparsity) and not implicit
+        matrices = Matrices.none(n, dtype, _shifts(self.tableau), field.sparsity) if kept else None
         stages = jnp.zeros((3, n), dtype)
         choice = jax.lax.stop_gradient(coordinates.flatten(field.slope)) if implicit else None
         return Memory(choice=choice, cache=_Cache(stages, zero, one, jnp.zeros((), bool), matrices))
@@ -302,7 +302,7 @@ class _StageSolver:
             return done, _work(done, njac, nfactor)
 
         matrices, done, work = settled(matrices, renew, attempt)
-        regular = jnp.all(jnp.isfinite(matrices.jacobian))
+        regular = jnp.isfinite(row_sum_norm(matrices.jacobian))
         return _Solved(done, systems(matrices), matrices, work, regular)
 
     def jacobian(self) -> Jacobian:

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple, TypeVar
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
-import jax.scipy.linalg as jsl
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-Matrix = Float[Array, "n n"]
+from .band import Band
+from .dense import Factors, Matrix, factors_of, solve_with
+from .sparsity import Sparsity
+
 Shifts = tuple[float | complex, ...]
 Done = TypeVar("Done")
 Work = TypeVar("Work")
@@ -35,6 +37,11 @@ def scaled(shift: float | complex, x: Array) -> Array:
     return shift * x
 
 
+def are_kept(n: int, sparsity: Sparsity | None) -> bool:
+    """Whether matrices of so many rows are worth keeping; those of a band are not."""
+    return n > KEPT and (sparsity is None or sparsity.band is None)
+
+
 class Matrices(NamedTuple):
     """A Jacobian, and for each of some shifts the factors of shift*scale*M minus it.
 
@@ -43,17 +50,27 @@ class Matrices(NamedTuple):
     """
 
     jacobian: Matrix
-    factors: tuple[tuple[Array, Int[Array, " n"]], ...]
+    factors: tuple[Factors, ...]
     scale: Float[Array, ""]
     current: Bool[Array, ""]
     outdated: Bool[Array, ""]
 
     @staticmethod
-    def none(n: int, dtype: jnp.dtype, shifts: Shifts) -> "Matrices":
-        zeros = jnp.zeros((n, n), dtype)
+    def none(
+        n: int, dtype: jnp.dtype, shifts: Shifts, sparsity: Sparsity | None = None
+    ) -> "Matrices":
+        jacobian: Any = jnp.zeros((n, n), dtype)
+        if sparsity is not None and sparsity.band is not None:
+            jacobian = Band(jnp.zeros((n, sparsity.band.width), dtype), sparsity.band)
+
+        def blank(shift: float | complex) -> Factors:
+            like = jax.eval_shape(
+                lambda: factors_of(jtu.tree_map(lambda x: scaled(shift, x), jacobian))
+            )
+            return jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+
         no, yes = jnp.zeros((), bool), jnp.ones((), bool)
-        factors = tuple((scaled(shift, zeros), jnp.zeros(n, jnp.int32)) for shift in shifts)
-        return Matrices(zeros, factors, jnp.zeros((), dtype), no, yes)
+        return Matrices(jacobian, tuple(map(blank, shifts)), jnp.zeros((), dtype), no, yes)
 
     def solve(self, which: int, scale: Array, b: Array) -> Array:
         """x with (shift*scale*M - J) x = b, nearly, for shift number `which`.
@@ -62,7 +79,7 @@ class Matrices(NamedTuple):
         guide, section 2.1.3).
         """
         balance = 2 / (1 + self.scale / scale)
-        return balance.astype(b.dtype) * jsl.lu_solve(self.factors[which], b)
+        return balance.astype(b.dtype) * solve_with(self.factors[which], b)
 
     def handed_on(self, slow: Bool[Array, ""]) -> "Matrices":
         """For the step after, which starts from another state; `slow` if the iteration was."""
@@ -82,8 +99,8 @@ def renewed(
     want_factors = want_jacobian | moved
     matrix = _if_wanted(want_jacobian, jacobian, old.jacobian)
 
-    def factors() -> tuple[tuple[Array, Array], ...]:
-        return tuple(jsl.lu_factor(shifted(scaled(shift, scale), matrix)) for shift in shifts)
+    def factors() -> tuple[Factors, ...]:
+        return tuple(factors_of(shifted(scaled(shift, scale), matrix)) for shift in shifts)
 
     new = Matrices(
         jacobian=matrix,

@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 
 from ..algorithms.base import Field
 from .layout import Layout
-from .matrices import lay_out_mass, trace_jacobian
+from .matrices import lay_out_mass, lay_out_sparsity, trace_jacobian
 from .trace import trace_field, trace_residual
 
 
@@ -26,8 +26,9 @@ def trace_equation(
         return Field(jaxpr, args, slope=jtu.tree_map(jnp.zeros_like, layout.ravel(u)))
     jaxpr, args = trace_field(problem["f"], layout, u, p, t, direction)
     mass, jac = problem.get("mass_matrix"), problem.get("jac")
-    field = Field(jaxpr, args, None if mass is None else lay_out_mass(mass, layout))
-    if jac is None:
-        return field
-    jac_jaxpr, jac_args = trace_jacobian(jac, layout, u, p, t, direction)
-    return Field(jaxpr, args, field.mass, jac_jaxpr, jac_args)
+    sparsity = lay_out_sparsity(problem, layout, u, p.value, t)
+    laid_out = None if mass is None else lay_out_mass(mass, layout, sparsity)
+    traced = (None, None)
+    if jac is not None:
+        traced = trace_jacobian(jac, layout, u, p, t, direction)
+    return Field(jaxpr, args, laid_out, *traced, sparsity)

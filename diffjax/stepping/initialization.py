@@ -29,14 +29,13 @@ from ..algorithms.base import Field, State
 from ..algorithms.implicit import VectorField
 from ..linear.coordinates import Coordinates
 from ..linear.damped import damped_newton
-from ..linear.dense import factorize, is_regular
+from ..linear.dense import Dense, Matrix, dense_of, factorize, is_regular, rows_of
 from ..linear.jacobian import varying_like
 from ..linear.newton import implicit_solution
 from .lanes import one_or_many
 from .plan import Inputs, Plan, Settings
 
 Vector = Float[Array, " n"]
-Matrix = Float[Array, "n n"]
 
 HOW = ("brown", "collocation", "check")
 # The step of a collocation, as a part of the first step that was asked for, and of the span.
@@ -70,6 +69,13 @@ class _Given(NamedTuple):
     differential: Vector
 
 
+def _jacobians(view: VectorField, t: Array, u: Vector, slope: Vector) -> tuple[Dense, Dense]:
+    """Of a fully implicit equation minus its derivatives by u' and by u."""
+    both = view.jacobian(t, u, slope)
+    assert isinstance(both, tuple)
+    return both
+
+
 def _algebraic(view: VectorField) -> Bool[Array, " n"]:
     algebraic = view.algebraic()
     assert algebraic is not None
@@ -92,8 +98,8 @@ class _Brown:
     def matrix(self, view: VectorField, x: Vector, given: _Given) -> Matrix:
         """Minus the residual's Jacobian."""
         _, jacobian = view.value_and_jacobian(given.t, x)
-        mass = view.shifted(jnp.ones((), x.dtype), jnp.zeros_like(jacobian))
-        return jnp.where(_algebraic(view)[:, None], -jacobian, mass)
+        mass = view.shifted(jnp.ones((), x.dtype), 0.0 * jacobian)
+        return rows_of(_algebraic(view), -1.0 * jacobian, mass)
 
 
 class _ImplicitBrown(_Brown):
@@ -110,7 +116,7 @@ class _ImplicitBrown(_Brown):
         return view.residual(given.t, *self.state(x, given))
 
     def matrix(self, view: VectorField, x: Vector, given: _Given) -> Matrix:
-        of_slope, of_state = view.jacobian(given.t, *self.state(x, given))
+        of_slope, of_state = _jacobians(view, given.t, *self.state(x, given))
         return jnp.where(given.differential[None, :] == 1, of_slope, of_state)
 
     def complete(self, view: VectorField, x: Vector, given: _Given) -> Vector:
@@ -184,7 +190,7 @@ def _differential(field: Field, inputs: Inputs, said: np.ndarray | None) -> Vect
     if said is not None:
         flags = jnp.asarray(said)
     else:
-        of_slope, _ = view.jacobian(inputs.t0, flatten(inputs.u0), flatten(field.slope))
+        of_slope, _ = _jacobians(view, inputs.t0, flatten(inputs.u0), flatten(field.slope))
         flags = jnp.any(of_slope != 0, axis=0)
     return flags.astype(view.coordinates.dtype)
 
@@ -201,10 +207,10 @@ def inconsistency(field: Field, inputs: Inputs, settings: Settings) -> Vector:
     value = view.f(inputs.t0, start) if slope is None else view.residual(inputs.t0, start, slope)
     if slope is None:
         algebraic = _algebraic(view)
-        parts = [(view.value_and_jacobian(inputs.t0, start)[1], start)]
+        parts = [(dense_of(view.value_and_jacobian(inputs.t0, start)[1]), start)]
     else:
         algebraic = jnp.ones_like(value, bool)
-        of_slope, of_state = view.jacobian(inputs.t0, start, slope)
+        of_slope, of_state = _jacobians(view, inputs.t0, start, slope)
         parts = [(of_state, start), (of_slope, slope)]
     allowed = sum(
         (jnp.sum(jnp.abs(matrix) * tolerance(x)[None, :], axis=1) for matrix, x in parts),
@@ -254,8 +260,8 @@ def _solve(
     def size(correction: Vector, x: Vector) -> Array:
         return jnp.max(jnp.abs(correction) / tolerance(x))
 
-    def matrix(x: Vector) -> Matrix:
-        return equation.matrix(view, x, given)
+    def matrix(x: Vector) -> Dense:
+        return dense_of(equation.matrix(view, x, given))
 
     start = equation.start(given)
     root = damped_newton(lambda x: equation.residual(view, x, given), matrix, size, start)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ..algorithms.base import Algorithm, Field, State, evaluate
+from ..linear.sparsity import Sparsity
 from .controllers import Controller
 from .lanes import is_small
 
@@ -54,7 +55,7 @@ class Plan:
     """The static part of a solve.
 
     - `field_jaxpr`, `save_jaxpr`: the vector field and what to save, traced once.
-    - `jac_jaxpr`: the user's Jacobian, or None.
+    - `jac_jaxpr`: the user's Jacobian, or None; `sparsity` as in `Field`.
     - `controller`: None for fixed steps, whose number is `fixed_steps`.
     - `grid`: fixed steps on these times; None for equal ones.
     - `fixed_dt`: the size of fixed steps whose last one is cut short to end at t1; None for
@@ -78,16 +79,11 @@ class Plan:
     ends_on_save: bool
     progress: Any
     jac_jaxpr: Any = None
+    sparsity: Sparsity | None = None
 
     def field(self, inputs: Inputs) -> Field:
-        return Field(
-            self.field_jaxpr,
-            inputs.args,
-            inputs.mass,
-            self.jac_jaxpr,
-            inputs.jac_args,
-            inputs.slope,
-        )
+        jac = self.jac_jaxpr, inputs.jac_args
+        return Field(self.field_jaxpr, inputs.args, inputs.mass, *jac, self.sparsity, inputs.slope)
 
     @property
     def small(self) -> bool:
