@@ -110,16 +110,19 @@ def test_accuracy_and_work(method: str, case: Case, steps: tuple, work: tuple) -
         attempts = stats["naccept"] + stats["nreject"]
         assert attempts <= most_steps
         assert stats["nf"] <= most_nf
-        assert stats["njac"] == attempts
+        # A start with algebraic equations is made consistent: an iteration, and how far it is off.
+        algebraic = case in (ROBER_DAE, CHEMAKZO_DAE, PENDULUM)
+        assert stats["njac"] == attempts + 2 * algebraic
         # Radau's is a real matrix and a complex one.
-        assert stats["nfactor"] == attempts * (2 if method == "RadauIIA5" else 1)
+        assert stats["nfactor"] == attempts * (2 if method == "RadauIIA5" else 1) + algebraic
+        if method.startswith("Rodas"):
+            assert stats["nf"] == attempts * BY_NAME[method].evaluations + 2 + 2 * algebraic
         check_solves(method, attempts, stats["nf"], stats["nsolve"])
 
 
 def check_solves(method: str, attempts: int, nf: int, nsolve: int) -> None:
     """A solve for each evaluation, but for two of the first step and one for the first slope."""
     if method.startswith("Rodas"):
-        assert nf == attempts * BY_NAME[method].evaluations + 2
         assert nsolve == nf - 2
     elif method == "RadauIIA5":
         # Of three stages, which are a real system and a complex one; and for the estimates.
