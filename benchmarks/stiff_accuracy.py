@@ -19,10 +19,21 @@ from scipy.integrate import solve_ivp
 
 from benchmarks.report import environment
 from tests.problems import Case
-from tests.stiff_problems import ATOL, DAES, MASS, ODES, TOLERANCES, error, solve
+from tests.stiff_problems import (
+    ATOL,
+    BRUSS1D,
+    BRUSS2D,
+    DAES,
+    ODES,
+    TOLERANCES,
+    error,
+    solve,
+)
 
 METHODS = ("Rodas5P", "Rodas4", "KenCarp4", "Kvaerno5", "RadauIIA5", "FBDF")
 RADAU = "SciPy Radau"
+PLANE = (BRUSS2D,)
+"""2,048 unknowns, whose dense factorisations take minutes."""
 
 
 def digits(error: float) -> float:
@@ -76,6 +87,9 @@ def main() -> None:
         prog="python -m benchmarks.stiff_accuracy", description=__doc__
     )
     parser.add_argument("--methods", nargs="+", default=METHODS, metavar="NAME")
+    parser.add_argument(
+        "--plane", action="store_true", help="the Brusselator in two dimensions too"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
@@ -83,8 +97,10 @@ def main() -> None:
     print(f"{'rtol':31s}" + "".join(f"  {rtol:<28.0e}" for rtol in TOLERANCES))
     print(f"{'problem':19s}{'method':12s}{head}")
     table = []
-    for case in ODES + DAES:
-        peers = () if case.name in MASS else (RADAU,)
+    plane = PLANE if arguments.plane else ()
+    for case in (*ODES, BRUSS1D, *DAES, *plane):
+        # Dense in SciPy's hands, the Brusselator takes it minutes.
+        peers = (RADAU,) if case in ODES else ()
         for method in (*arguments.methods, *peers):
             rows = measure(case, method)
             show(rows)

@@ -79,7 +79,7 @@ def compiled(solve: Callable[[Any], Any]) -> Contender:
 
 
 def ours(problem: StiffProblem, make: Callable[[], dj.Algorithm]) -> Contender:
-    prob = problem.case.ode()
+    prob = problem.case.ode(jac_sparsity=problem.band)
 
     def solve(rtol: Any) -> Any:
         options = {"rtol": rtol, "atol": problem.atol_scale * rtol, "max_steps": MAX_STEPS}

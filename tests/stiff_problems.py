@@ -174,6 +174,7 @@ ATOL = {
     "ROBER_DAE": 1e-6,
     "CHEMAKZO_DAE": 1e-2,
 }
+SPARSITY = {"BRUSS1D_N500": (2, 2), "BRUSS2D_32": "detect"}
 # Where two digits against the tolerance are too much to ask: what is, at each tolerance.
 BEYOND_TWO_DIGITS = {
     # Three times the errors of SciPy 1.17's Radau: an oscillation at the clamped end, of 1e-5, is
@@ -192,7 +193,7 @@ COMPONENTS = {
 
 def solve(case: Case, method: str, rtol: float, **options: Any) -> dj.Solution:
     """The problem by the method of that name."""
-    prob = case.ode(mass_matrix=MASS.get(case.name))
+    prob = case.ode(mass_matrix=MASS.get(case.name), jac_sparsity=SPARSITY.get(case.name))
     options = {"atol": rtol * ATOL.get(case.name, 1.0), "max_steps": 60_000, **options}
     return dj.solve(prob, BY_NAME[method].make(), rtol=rtol, **options)
 

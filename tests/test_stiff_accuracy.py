@@ -21,7 +21,16 @@ from tests.problems import (
     VDPOL_STIFF,
     Case,
 )
-from tests.stiff_problems import ATOL, BEAM, PENDULUM, TOLERANCES, allowed, error, solve
+from tests.stiff_problems import (
+    ATOL,
+    BEAM,
+    BRUSS1D,
+    PENDULUM,
+    TOLERANCES,
+    allowed,
+    error,
+    solve,
+)
 
 # Attempted steps and evaluations at 1e-4, 1e-6 and 1e-8: about a fifth more than were taken when
 # the bounds were set. For Rodas4, HW II prints 189 steps on ROBER's kin at comparable accuracy.
@@ -50,6 +59,10 @@ WORK = [
     ("Rodas4", BEAM, (94, 490, 3200), (570, 3000, 20000)),
     ("KenCarp4", BEAM, (39, 180, 970), (440, 1700, 6600)),
     ("Kvaerno5", BEAM, (54, 200, 980), (690, 2200, 8300)),
+    ("Rodas5P", BRUSS1D, (46, 87, 200), (370, 700, 1600)),
+    ("Rodas4", BRUSS1D, (52, 140, 400), (320, 800, 2400)),
+    ("KenCarp4", BRUSS1D, (24, 60, 160), (410, 750, 1700)),
+    ("Kvaerno5", BRUSS1D, (26, 56, 120), (490, 960, 1800)),
     ("RadauIIA5", ROBER, (200, 360, 720), (1500, 2800, 5600)),
     ("RadauIIA5", VDPOL_STIFF, (310, 510, 980), (2700, 4600, 8400)),
     ("RadauIIA5", HIRES, (60, 120, 240), (590, 1200, 2200)),
@@ -62,6 +75,8 @@ WORK = [
     ("FBDF", VDPOL_STIFF, (810, 1500, 2900), (1100, 1700, 3300)),
     ("FBDF", HIRES, (240, 400, 770), (290, 460, 870)),
     ("FBDF", E5, (970, 1900, 3800), (1100, 2100, 4200)),
+    ("RadauIIA5", BRUSS1D, (42, 79, 150), (450, 850, 1700)),
+    ("FBDF", BRUSS1D, (140, 270, 540), (210, 360, 710)),
     ("FBDF", CHEMAKZO, (120, 200, 360), (140, 230, 410)),
     ("QNDF", VDPOL_STIFF, (770, 1500, 2800), (1100, 1700, 3200)),
     ("QNDF", HIRES, (220, 400, 750), (260, 460, 840)),
