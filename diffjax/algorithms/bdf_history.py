@@ -25,6 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ..linear.jacobian import varying_like
+
 Scalar = Float[Array, ""]
 Vector = Float[Array, " n"]
 Rows = Float[Array, "k n"]
@@ -50,7 +52,8 @@ class History(NamedTuple):
         """The past of a state of which nothing but the derivative is known."""
         others = jnp.zeros((max_order - 1, *slope.shape), slope.dtype)
         differences = jnp.concatenate([slope[None], others])
-        return History(differences, jnp.zeros(steps, slope.dtype))
+        none = varying_like(jnp.sum(slope), jnp.zeros(steps, slope.dtype))
+        return History(differences, none)
 
 
 class Past(NamedTuple):

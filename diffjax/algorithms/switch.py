@@ -7,6 +7,7 @@ goes on.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -312,7 +313,11 @@ def _blank(compute: Callable[[], PyTree], like: Array) -> PyTree:
 
 def _where_any(wanted: Array, compute: Callable[[], PyTree], like: Array) -> PyTree:
     """What is computed, if any lane of a `vmap` wants it; else zeros."""
-    return jax.lax.cond(eqxi.unvmap_any(wanted), compute, lambda: _blank(compute, like))
+
+    def varying() -> PyTree:
+        return jtu.tree_map(partial(varying_like, like), compute())
+
+    return jax.lax.cond(eqxi.unvmap_any(wanted), varying, lambda: _blank(compute, like))
 
 
 def AutoTsit5(stiff: Algorithm, **options: Any) -> AutoSwitch:

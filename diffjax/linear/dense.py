@@ -6,8 +6,8 @@ partial pivoting, and a solve is one product. On stiff systems that is as accura
 (Du Croz, Higham, Stability of methods for matrix inversion, IMA J. Numer. Anal. 12, 1992). An
 elimination that is written out takes seconds to compile from six rows on; as a loop it does not.
 
-Nothing differentiates the elimination: an inverse X of A has the tangent -X dA X, and beyond the
-sizes that are inverted a solve with A has one more solve for its tangent, and for its cotangent.
+Nothing differentiates the elimination: a solve with A has one more solve for its tangent, and for
+its cotangent.
 """
 
 from collections.abc import Callable
@@ -42,8 +42,13 @@ def factorize(matrix: Matrix) -> Callable[[Vector], Vector]:
     if isinstance(matrix, Band | MatrixFree):
         return matrix.factorize()
     if matrix.shape[0] <= INVERTED:
-        inverse = _inverse(matrix)
-        return lambda b: times(inverse, b)
+        inverse = _inverse(jax.lax.stop_gradient(matrix))
+        return lambda b: jax.lax.custom_linear_solve(
+            lambda x: times(matrix, x),
+            b,
+            solve=lambda _, b: times(inverse, b),
+            transpose_solve=lambda _, b: times(inverse.T, b),
+        )
     factors = jsl.lu_factor(jax.lax.stop_gradient(matrix))
     return lambda b: jax.lax.custom_linear_solve(
         lambda x: matrix @ x,
@@ -120,11 +125,6 @@ def row_sum_norm(matrix: Matrix) -> Float[Array, ""]:
     return jnp.max(jnp.sum(jnp.abs(jax.lax.stop_gradient(rows)), axis=1))
 
 
-def _product(a: Dense, b: Dense) -> Dense:
-    """`a @ b`, as a sum too."""
-    return jnp.sum(a[:, :, None] * b[None, :, :], axis=1)
-
-
 def _size(x: Array) -> Array:
     """What pivots are compared by; of complex numbers not the modulus, as in LAPACK's izamax."""
     return jnp.abs(jnp.real(x)) + jnp.abs(jnp.imag(x)) if jnp.iscomplexobj(x) else jnp.abs(x)
@@ -138,16 +138,9 @@ def _divided(row: list[Array], pivot: Array) -> list[Array]:
     return [x * inverse for x in row]
 
 
-@jax.custom_jvp
 def _inverse(matrix: Dense) -> Dense:
     by_numbers = matrix.shape[0] <= BY_NUMBERS
     return _inverse_by_numbers(matrix) if by_numbers else _inverse_by_columns(matrix)
-
-
-@_inverse.defjvp
-def _(primals: tuple[Dense], tangents: tuple[Dense]) -> tuple[Dense, Dense]:
-    inverse = _inverse(*primals)
-    return inverse, -_product(_product(inverse, *tangents), inverse)
 
 
 def _inverse_by_numbers(matrix: Dense) -> Dense:
