@@ -220,13 +220,12 @@ class _Equations:
         def residual(stages: Stages, *arguments: Array) -> Stages:
             return self.of(arguments).residual(stages)
 
-        stages = implicit_solution(residual, _solver(residual, systems.all), stages, self.arguments)
-
         def of_estimate(x: Vector, stages: Stages, *arguments: Array) -> Vector:
             return self.of(arguments).filter_residual(x, stages)
 
-        solver = _solver(of_estimate, systems.real)
-        return stages, implicit_solution(of_estimate, solver, estimate, [stages, *self.arguments])
+        stages = _solution(residual, systems.all, stages, self.arguments)
+        arguments = [stages, *self.arguments]
+        return stages, _solution(of_estimate, systems.real, estimate, arguments)
 
 
 class _StageSolver:
@@ -346,14 +345,26 @@ def _work(done: NewtonResult, njac: Array, nfactor: Array) -> Work:
     return Work(3 * its, njac, nfactor, 2 * its, (~done.converged).astype(jnp.int32))
 
 
-def _solver(
-    residual: Callable[..., Array], near: Callable[[Array], Array]
-) -> Callable[..., Callable[[Array], Array]]:
-    """For `implicit_solution`: the inverse of minus the residual's Jacobian, by iterations with
-    one that is near it."""
+def _solution(
+    residual: Callable[..., Array],
+    near: Callable[[Array], Array],
+    x: Array,
+    arguments: Sequence[Array],
+) -> Array:
+    """`implicit_solution`, whose linear system is solved by iterations with `near`: a function that
+    is linear, and nearly the inverse of minus the residual's Jacobian."""
+    # A derivative may be taken when the trace that `near` belongs to has ended: what it closes over
+    # goes along as arguments.
+    arrays, rest = eqx.partition(eqx.filter_closure_convert(near, x), eqx.is_array)
+    factors, structure = jtu.tree_flatten(arrays)
+    count = len(arguments)
+
+    def equation(x: Array, *arguments: Array) -> Array:
+        return residual(x, *arguments[:count])
 
     def solver(x: Array, *arguments: Array) -> Callable[[Array], Array]:
-        _, push = jax.linearize(lambda x: residual(x, *arguments), x)
+        _, push = jax.linearize(lambda x: equation(x, *arguments), x)
+        near = eqx.combine(jtu.tree_unflatten(structure, arguments[count:]), rest)
         return lambda b: jax.lax.custom_linear_solve(
             lambda x: -push(x),
             b,
@@ -363,7 +374,7 @@ def _solver(
             ),
         )
 
-    return solver
+    return implicit_solution(equation, solver, x, [*arguments, *factors])
 
 
 def _refined(matvec: Callable[[Array], Array], near: Callable[[Array], Array], b: Array) -> Array:
