@@ -35,7 +35,7 @@ from . import tableaus
 from .base import Field, Memory, Norm, State, StepResult, TableauMethod
 from .implicit import VectorField
 from .iterating import SLOW, Work, error_or_failed
-from .stages import combine, evaluate_extension
+from .stages import evaluate_extension
 from .tableaus.radau import RadauTableau
 
 Vector = Float[Array, " n"]
@@ -162,9 +162,9 @@ class RadauIIA(TableauMethod):
         """The coefficients of a polynomial in theta; see `evaluate_extension`."""
         coordinates = Coordinates(u)
         increments, estimate = stages
-        known: list[State] = [*increments, estimate]
+        known = jnp.concatenate([increments, estimate[None]])
         columns = zip(*self.tableau.dense.weights, strict=True)
-        return (u, *(coordinates.unflatten(combine(column, known)) for column in columns))
+        return (u, *(coordinates.unflatten(_mix([column], known)[0]) for column in columns))
 
     def interpolate(self, coefficients: PyTree, theta: Array) -> State:
         return evaluate_extension(coefficients, theta)
