@@ -17,7 +17,7 @@ HEADER = (
     "case", "peer", "error", "peer's", "run", "peer's", "first", "peer's", "ratio", "wanted", "",
 )  # fmt: skip
 WIDTHS = (22, 16, 8, 8, 9, 9, 8, 8, 7, 7, 0)
-PACKAGES = ("jax", "diffrax", "scipy", "torch", "torchdiffeq")
+PACKAGES = ("jax", "diffrax", "scipy", "scikit-sundae", "torch", "torchdiffeq")
 FOOT = """\
 ratio: the peer's run time over ours (first call where there is no run time), above one we are
   faster; * marks a ratio under the wanted one.

@@ -6,6 +6,7 @@ Every message names the argument, what came, what was wanted and what to try.
 import warnings
 from typing import Any
 
+import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -13,9 +14,12 @@ from jaxtyping import PyTree
 
 from .adjoints.base import Adjoint
 from .algorithms.base import Algorithm
+from .linear.sparsity import full_band
 from .problems.base import Problem
 from .problems.parts import is_array
+from .problems.pattern import Pattern
 from .solution import concrete
+from .stepping.initialization import HOW
 
 # A relative tolerance below this many units of rounding cannot be met.
 MIN_RTOL_ULPS = 10.0
@@ -56,6 +60,27 @@ def check_algorithm(alg: Any, prob: Problem) -> None:
         raise ValueError(
             f"alg={alg.name} cannot solve a problem with a mass_matrix; take dj.Rodas5P(), "
             "for which it may be singular, or let f return the inverse of the matrix times f."
+        )
+    check_mass_in_pattern(prob)
+
+
+def check_mass_in_pattern(prob: Problem) -> None:
+    """Raise on a dense mass matrix that has entries where `jac_sparsity` allows none."""
+    given, mass = (prob.arguments().get(name) for name in ("jac_sparsity", "mass_matrix"))
+    value = None if mass is None or np.ndim(mass) != 2 else concrete(mass)
+    if value is None or not isinstance(given, tuple | Pattern):
+        return
+    n = value.shape[0]
+    allowed = full_band(n, *given) if isinstance(given, tuple) else given.matrix
+    if allowed.shape != value.shape:
+        return
+    outside = np.argwhere((value != 0) & ~allowed.toarray())
+    if outside.size:
+        i, j = outside[0]
+        raise ValueError(
+            f"mass_matrix has {len(outside)} entries where jac_sparsity allows none, the first at "
+            f"[{i}, {j}]; it says where J and a dense M have entries, so widen it, "
+            'or give jac_sparsity="detect".'
         )
 
 
@@ -200,6 +225,25 @@ def check_estimates(estimates: bool, alg: Algorithm) -> None:
             f"estimates=True needs an algorithm with an error estimate, and {alg.name} has none; "
             "try dj.Tsit5()."
         )
+
+
+def check_initialize(initialize: Any, prob: Problem) -> str | None:
+    """How the start is made consistent; None where every start is, for certain."""
+    if initialize is not None and initialize not in HOW:
+        raise ValueError(
+            f"initialize must be {', '.join(map(repr, HOW))} or None, got {initialize!r}."
+        )
+    given = prob.arguments()
+    if "F" in given:
+        return initialize or "brown"
+    mass = given.get("mass_matrix")
+    if mass is None:
+        return None
+    if initialize == "collocation" or isinstance(mass, jax.core.Tracer):
+        return initialize or "brown"
+    mass = np.asarray(mass)
+    rows = mass == 0 if mass.ndim == 1 else np.all(mass == 0, axis=-1)
+    return (initialize or "brown") if rows.any() else None
 
 
 def check_initial_state(prob: Problem) -> None:

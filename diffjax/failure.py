@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .linear.coordinates import Coordinates
 from .prepare import Arguments, Options, prepare
 from .solution import ReturnCode, Solution, SolveError, concrete
+from .stepping.initialization import inconsistency
 
 _CURES = {
     ReturnCode.max_steps: "raise max_steps, or loosen the tolerances",
@@ -15,6 +17,11 @@ _CURES = {
     ReturnCode.newton_failed: (
         "check jac, if you gave one, and f for kinks; use a smaller dt, or for a steady state a "
         "better guess (u0)"
+    ),
+    ReturnCode.initial_failed: (
+        "no start satisfies the algebraic equations with the differential variables as they are: "
+        "give a better u0, and if the equations do not determine the algebraic variables (an index "
+        'above one) differentiate the constraints; initialize="collocation" may move all variables'
     ),
     ReturnCode.unstable: "check f for values that are not finite, or use a smaller dt",
 }
@@ -42,11 +49,36 @@ def raise_on_failure(sol: Solution, arguments: Arguments, options: Options) -> N
             "the problem looks stiff there: stability, not accuracy, holds the steps of this "
             "explicit method back; use an implicit method such as dj.Rodas5P()"
         )
+    if code == ReturnCode.initial_failed and options.initialize == "check":
+        cure = f'{_worst_equation(arguments, options)}; give another start, or initialize="brown"'
     raise SolveError(
         f"the solve ended with ReturnCode.{code.name}{lanes} at t = {time:.6g}; {cure}. "
         "What was reached is in the error's `solution`; throw=False returns it instead.",
         sol,
     )
+
+
+def _worst_equation(arguments: Arguments, options: Options) -> str:
+    """Which algebraic equation the given start violates most, and by how much."""
+    general = "the start does not satisfy the algebraic equations"
+    element, residual = map(concrete, _residual_at_start(arguments, options))
+    if element is None or residual is None or residual.ndim > 0:
+        return general
+    return f"{general}: number {int(element)} has the residual {float(residual):.3g} at the start"
+
+
+@eqx.filter_jit
+def _residual_at_start(arguments: Arguments, options: Options) -> tuple[Array, Array]:
+    ready = prepare(arguments, options._replace(initialize=None))
+    field, inputs = ready.plan.field(ready.inputs), ready.inputs
+    worst = jnp.argmax(inconsistency(field, inputs, ready.settings))
+    if inputs.slope is None:
+        value = field.f(inputs.t0, inputs.u0)
+    else:
+        value = field.residual(inputs.t0, inputs.slope, inputs.u0)
+    residual = Coordinates(inputs.u0).flatten(value)[worst]
+    elements, _ = ready.layout.coordinates()
+    return jnp.asarray(elements)[worst], residual
 
 
 def _looks_stiff(sol: Solution, arguments: Arguments, options: Options) -> bool:

@@ -21,6 +21,7 @@ from .stepping.controllers import Controller
 from .stepping.equation import trace_equation
 from .stepping.estimates import step_estimates
 from .stepping.initial_step import INITIAL_STEP_NF
+from .stepping.initialization import Start, consistent_start
 from .stepping.layout import Layout
 from .stepping.outcome import Outcome
 from .stepping.plan import Inputs, Plan, Settings
@@ -55,6 +56,7 @@ class Options(NamedTuple):
     max_steps: int
     steps: int | None
     fixed: bool
+    initialize: str | None
     save_every: bool
     save_idxs: Any
     dense: bool
@@ -158,7 +160,10 @@ def _fixed_plan(
 
 
 class Ready(NamedTuple):
-    """All that a solve needs, and what its outcome is presented with."""
+    """All that a solve needs, and what its outcome is presented with.
+
+    `start` is None where nothing had to be made consistent.
+    """
 
     plan: Plan
     inputs: Inputs
@@ -167,10 +172,12 @@ class Ready(NamedTuple):
     times: Times
     saved_shapes: Any
     traced_saves: bool
+    start: Start | None
 
     def present(self, outcome: Outcome, options: Options) -> dict[str, Any]:
         """The outcome in the user's terms, arrays only."""
         layout, turn = self.layout, self.times.direction
+        outcome = outcome._replace(status=self._status(outcome))
         ended = outcome.status <= ReturnCode.terminated
         u_end, t_end = layout.unravel(outcome.u_end), outcome.t_end * turn
         if self.plan.every_step and options.save_every:
@@ -211,6 +218,13 @@ class Ready(NamedTuple):
                 "direction": jnp.asarray(turn, self.inputs.t0.dtype),
             }
         return result
+
+    def _status(self, outcome: Outcome) -> Array:
+        """The return code, which without a consistent start is of the start."""
+        if self.start is None:
+            return outcome.status
+        failed = jnp.asarray(ReturnCode.initial_failed, outcome.status.dtype)
+        return jnp.where(self.start.consistent, outcome.status, failed)
 
     def _with_start(self, rows: list[Array]) -> list[Array]:
         """Saves at t0 itself, as values of the tangent there: the same numbers, but with the
@@ -259,6 +273,7 @@ class Ready(NamedTuple):
         alg, attempts = self.plan.alg, outcome.naccept + outcome.nreject
         zero = jnp.zeros((), jnp.int32)
         work = outcome.work or {}
+        initial = {} if self.start is None else self.start.work
         start = dict(alg.init_counts)
         if self.plan.controller is not None and self.settings.dt is None:
             start["nf"] = start.get("nf", 0) + INITIAL_STEP_NF
@@ -271,6 +286,7 @@ class Ready(NamedTuple):
             + attempts * alg.step_counts.get(name, 0)
             + outcome.ndense * alg.dense_counts.get(name, 0)
             + work.get(name, 0)
+            + initial.get(name, 0)
             for name in names
         }
         return {**counted, "naccept": outcome.naccept, "nreject": outcome.nreject}
@@ -333,6 +349,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         ends_on_save=isinstance(arguments.saveat, float),
         progress=report if options.progress else None,
         jac_jaxpr=field.jac_jaxpr,
+        sparsity=field.sparsity,
     )
     saves = None if options.save_every else times.saves
     stops = None if options.fixed else times.stops
@@ -346,11 +363,49 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         stops=stops,
         mass=field.mass,
         jac_args=field.jac_args,
+        slope=_initial_slope(given, layout, times, state, p, tspan[0]),
     )
     settings = _settings(arguments, options, layout, state)
     inputs, settings = vary_over(axes, (inputs, settings))
+    start = None
+    if options.initialize is not None:
+        differential = _differential(given, layout)
+        start = consistent_start(plan, inputs, settings, options.initialize, differential)
+        inputs = start.inputs
     traced_saves = times.span is None or not isinstance(arguments.saveat, float | None)
-    return Ready(plan, inputs, settings, layout, times, saved_shapes, traced_saves)
+    return Ready(plan, inputs, settings, layout, times, saved_shapes, traced_saves, start)
+
+
+def _initial_slope(
+    given: dict[str, Any], layout: Layout, times: Times, u0: PyTree, p: Any, t0: Any
+) -> PyTree:
+    """The derivative that a fully implicit problem starts with, in the solve's time."""
+    if "du0" not in given:
+        return None
+    du0 = value_of(given["du0"], p, t0)
+    shapes = [[jnp.shape(x) for x in jtu.tree_leaves(tree)] for tree in (du0, u0)]
+    if jtu.tree_structure(du0) != jtu.tree_structure(u0) or shapes[0] != shapes[1]:
+        raise ValueError(
+            "du0 must be a pytree like u0, with leaves of the same shapes: got "
+            f"{jtu.tree_map(jnp.shape, du0)}, wanted {jtu.tree_map(jnp.shape, u0)}; "
+            "try jax.tree.map(jnp.zeros_like, u0)."
+        )
+    slope = layout.ravel(jtu.tree_map(lambda d, x: jnp.asarray(d, x.dtype), du0, u0))
+    return jtu.tree_map(lambda x: x * jnp.asarray(times.direction).astype(x.dtype), slope)
+
+
+def _differential(given: dict[str, Any], layout: Layout) -> np.ndarray | None:
+    """Which real coordinates of the state are said to be differential; None if nothing is said."""
+    flags = given.get("differential_vars")
+    if flags is None:
+        return None
+    elements, _ = layout.coordinates()
+    if len(flags) != int(elements.max()) + 1:
+        raise ValueError(
+            f"differential_vars must have a boolean for each of the {int(elements.max()) + 1} "
+            f"elements of u0, got {len(flags)}."
+        )
+    return np.asarray(flags)[elements]
 
 
 def _saving(arguments: Arguments, options: Options) -> Callable[[Any, Any, Any], Any] | None:

@@ -17,8 +17,7 @@ from .adjoints.base import Adjoint
 from .adjoints.discrete import DiscreteAdjoint
 from .adjoints.steady_state import SteadyStateAdjoint
 from .algorithms.base import Algorithm
-from .algorithms.explicit_methods import Tsit5, Vern7
-from .algorithms.rosenbrock_methods import Rodas5P
+from .defaults import default_algorithm
 from .failure import raise_on_failure
 from .prepare import Arguments, Options, prepare, value_of
 from .problems.base import Problem, remake
@@ -27,10 +26,6 @@ from .solution import ReturnCode, Solution, Stats
 from .stepping.controllers import Controller, PIController
 from .stepping.dense import DenseOutput
 from .stepping.layout import Layout
-from .stepping.steady_state import RootfindOrDynamicSS
-
-# Below this relative tolerance the default explicit method is of order 7.
-_TIGHT = 1e-6
 
 
 def solve(
@@ -55,6 +50,7 @@ def solve(
     dtmax: float | Array | None = None,
     max_steps: int = 4096,
     tstops: Any = (),
+    initialize: Literal["brown", "collocation", "check"] | None = None,
     adjoint: Adjoint | Literal["auto"] | None = None,
     resume: PyTree = None,
     progress: bool = False,
@@ -66,8 +62,11 @@ def solve(
 
     - `prob`: the problem; `u0`, `tspan`, `p` replace its own, as `dj.remake` does.
     - `alg`: how a step is taken, for example `dj.Tsit5()`. By default `Tsit5`, or `Vern7` for a
-        relative tolerance under 1e-6; with a mass matrix `Rodas5P`; for a steady state
-        `SSRootfind`, and should that fail `DynamicSS`.
+        relative tolerance under 1e-6, that hands over to `Rodas5P` where the problem is stiff
+        (`dj.AutoSwitch`); the explicit method alone beyond 50 unknowns and with an adjoint whose
+        steps restart often (the continuous and the reversible ones). With a mass matrix `Rodas5P`;
+        for a `DAEProblem` `DFBDF`; for a steady state `SSRootfind`, and should that fail
+        `DynamicSS`.
     - `saveat`: which times to save: a number (a spacing, for a span of Python numbers; both ends
         are saved), an array of times sorted in the direction of the solve, a function
         `(t0, t1) -> times`, `"steps"` (every accepted step, padded; `sol.n` rows are filled) or
@@ -86,6 +85,13 @@ def solve(
     - `max_steps`: the most steps, rejected ones counted. Under a derivative it is also the length
         of the tape, unless the adjoint keeps checkpoints.
     - `tstops`: times that a step must end on.
+    - `initialize`: what is done with a start that does not satisfy the algebraic equations (the
+        rows of zeros of a mass matrix), or those of a `DAEProblem`. `"brown"`, the default, holds
+        the differential variables and solves for the algebraic ones; `"collocation"` takes the end
+        of a very short implicit Euler step (a fifth of `dt`, if that is given), which may move all
+        of them; `"check"` fails. A start that is consistent within the tolerances stays as it is.
+        Where there is none, which for `"brown"` includes equations of an index above one, the
+        return code is `initial_failed`. Derivatives pass through.
     - `adjoint`: how the solve is differentiated, by default `dj.DiscreteAdjoint()`, of a steady
         state `dj.SteadyStateAdjoint()`.
     - `resume`: the `final` of an earlier solution, to go on from where it ended.
@@ -124,6 +130,7 @@ def solve(
         dtmax=dtmax,
         max_steps=max_steps,
         tstops=tstops,
+        initialize=initialize,
         adjoint=adjoint,
         resume=resume,
         progress=progress,
@@ -161,6 +168,7 @@ def judge(
     dtmax: float | Array | None = None,
     max_steps: int = 4096,
     tstops: Any = (),
+    initialize: Literal["brown", "collocation", "check"] | None = None,
     adjoint: Adjoint | Literal["auto"] | None = None,
     resume: PyTree = None,
     progress: bool = False,
@@ -170,13 +178,15 @@ def judge(
     checks.check_problem(prob)
     overrides = {k: v for k, v in (("u0", u0), ("tspan", tspan), ("p", p)) if v is not None}
     prob = remake(prob, **overrides) if overrides else prob
-    alg = _default_algorithm(prob, rtol) if alg is None else alg
-    checks.check_algorithm(alg, prob)
     default = DiscreteAdjoint() if prob.evolves else SteadyStateAdjoint()
     if adjoint is None or (adjoint == "auto" and not prob.evolves):
         adjoint = default
     adjoint = AutoAdjoint() if isinstance(adjoint, str) and adjoint == "auto" else adjoint
     checks.check_adjoint(adjoint, prob, default)
+    if alg is None:
+        checks.check_initial_state(prob)
+        alg = default_algorithm(prob, rtol, restarts=adjoint.restarts)
+    checks.check_algorithm(alg, prob)
     alg = adjoint.algorithm(alg)
     checks.check_evolves(
         prob,
@@ -200,6 +210,7 @@ def judge(
     checks.check_tstops(tstops, prob, fixed)
     checks.check_initial_state(prob)
     checks.check_estimates(estimates, alg)
+    how = checks.check_initialize(initialize, prob)
 
     arguments = Arguments(
         problem=prob,
@@ -220,6 +231,8 @@ def judge(
         max_steps=max_steps,
         steps=steps,
         fixed=fixed,
+        # Where a solve has ended its equations hold, but of u' nothing is known there.
+        initialize=how if resume is None or "F" in prob.arguments() else None,
         save_every=every_step,
         save_idxs=_hashable(save_idxs),
         dense=dense,
@@ -271,18 +284,12 @@ def _solution(result: dict[str, Any], prob: Problem, options: Options) -> Soluti
 def _equation(prob: Problem) -> dict[str, Any]:
     """The arguments that say what the equation is, in a form that may leave a `jit`."""
     given = prob.arguments()
-    functions = {k: UserFunction(given[k]) for k in ("f", "jac") if given.get(k) is not None}
+    names = ("f", "F", "jac")
+    held: dict[str, Any] = {k: UserFunction(given[k]) for k in names if given.get(k) is not None}
+    if given.get("jac_sparsity") is not None:
+        held["jac_sparsity"] = Parts(given["jac_sparsity"], dynamic=lambda _: False)
     mass = given.get("mass_matrix")
-    return functions if mass is None else {**functions, "mass_matrix": Parts(mass)}
-
-
-def _default_algorithm(prob: Problem, rtol: PyTree) -> Algorithm:
-    if not prob.evolves:
-        return RootfindOrDynamicSS()
-    if prob.arguments().get("mass_matrix") is not None:
-        return Rodas5P()
-    tight = isinstance(rtol, float) and rtol < _TIGHT
-    return Vern7() if tight else Tsit5()
+    return held if mass is None else {**held, "mass_matrix": Parts(mass)}
 
 
 def _controller(controller: Controller | None) -> Controller:

@@ -92,16 +92,24 @@ ESDIRK_METHODS = [
     Method(dj.KenCarp58, 5, 4, 7, True, 0, True, _FIFTH, _MIDDLE, False),
 ]
 
+# Multistep methods: `order` and `dense_order` are the highest. What one step or fixed steps come to
+# depends on the past, so that there are no `steps` and `widths`. Their tests are in `test_bdf.py`.
+BDF_METHODS = [
+    Method(dj.FBDF, 5, 5, 1, False, 0, True, (), (), False),
+    Method(dj.QNDF, 5, 5, 1, False, 0, True, (), (), False),
+]
+
 # Its tests are in `test_radau.py`.
 RADAU = Method(dj.RadauIIA5, 5, 4, 3, False, 0, True, (12, 16, 24), _LONG, False)
 
-BY_NAME = {method.name: method for method in [*METHODS, *ESDIRK_METHODS, RADAU]}
+BY_NAME = {method.name: method for method in [*METHODS, *ESDIRK_METHODS, *BDF_METHODS, RADAU]}
 
 EVERY_METHOD = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 EVERY_ROSENBROCK_METHOD = pytest.mark.parametrize(
     "method", [m for m in METHODS if not m.explicit], ids=lambda m: m.name
 )
 EVERY_ESDIRK_METHOD = pytest.mark.parametrize("method", ESDIRK_METHODS, ids=lambda m: m.name)
+EVERY_BDF_METHOD = pytest.mark.parametrize("method", BDF_METHODS, ids=lambda m: m.name)
 EVERY_ADAPTIVE_METHOD = pytest.mark.parametrize(
     "method", [m for m in METHODS if m.adaptive], ids=lambda m: m.name
 )

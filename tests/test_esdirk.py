@@ -13,26 +13,17 @@ from diffjax.stepping.lanes import is_native
 from tests.methods import BY_NAME, EVERY_ESDIRK_METHOD, Method
 from tests.problems import (
     AFFINE,
-    CHEMAKZO,
     CHEMAKZO_DAE,
     CLOCK,
-    HIRES,
     ROBER,
     ROBER_DAE,
     VDPOL_STIFF,
     Case,
     robertson,
 )
+from tests.stiff_problems import TOLERANCES, error, solve
 from tests.test_orders import slope
-from tests.test_rosenbrock import (
-    SENSITIVITIES,
-    TIMES,
-    TOLERANCES,
-    error,
-    prothero_robinson,
-    radau,
-    solve,
-)
+from tests.test_rosenbrock import SENSITIVITIES, TIMES, prothero_robinson
 
 # Orders ---------------------------------------------------------------------------------------
 
@@ -91,37 +82,6 @@ def test_order_with_a_dense_mass_matrix(name: str) -> None:
 
 
 # Accuracy and work ----------------------------------------------------------------------------
-
-# Attempted steps and evaluations at 1e-4, 1e-6 and 1e-8: about a fifth more than were taken when
-# the bounds were set.
-WORK = [
-    ("KenCarp4", ROBER, (108, 255, 730), (1380, 3220, 8320)),
-    ("Kvaerno5", ROBER, (111, 218, 483), (1620, 3320, 7270)),
-    ("KenCarp4", HIRES, (45, 114, 321), (560, 1410, 3060)),
-    ("Kvaerno5", HIRES, (54, 104, 263), (850, 1630, 3770)),
-    ("KenCarp4", VDPOL_STIFF, (209, 425, 977), (3190, 5970, 10410)),
-    ("Kvaerno5", VDPOL_STIFF, (240, 394, 755), (4310, 7110, 12210)),
-    ("KenCarp4", CHEMAKZO, (20, 44, 125), (230, 490, 1190)),
-    ("Kvaerno5", CHEMAKZO, (21, 42, 113), (300, 610, 1400)),
-]
-
-
-@pytest.mark.parametrize(
-    ("method", "case", "steps", "work"), WORK, ids=lambda x: getattr(x, "name", None)
-)
-def test_stiff_problems(method: str, case: Case, steps: tuple, work: tuple) -> None:
-    """No less accurate than SciPy's Radau, or within two digits of the tolerance; bounded work."""
-    for rtol, most_steps, most_nf in zip(TOLERANCES, steps, work, strict=True):
-        sol = solve(case, method, rtol)
-        assert error(case, sol.u_end) <= max(100 * rtol, 3 * radau(case, rtol))
-        stats = {name: int(x) for name, x in vars(sol.stats).items()}
-        attempts = stats["naccept"] + stats["nreject"]
-        assert attempts <= most_steps
-        assert stats["nf"] <= most_nf
-        assert stats["njac"] == stats["nfactor"] == attempts
-        # The iterations, two evaluations for the first step and one for the first stage; a solve
-        # for each estimate.
-        assert stats["nsolve"] == stats["nf"] - 3 + attempts
 
 
 @pytest.mark.parametrize("name", ["TRBDF2", "Kvaerno3", "Kvaerno4", "KenCarp47", "KenCarp5"])

@@ -39,7 +39,7 @@ def published_loss(case: GradientCase, adjoint: Any = None, **options: Any) -> C
 
     def loss(p: jax.Array, u0: jax.Array) -> jax.Array:
         prob = case.case.ode(p=p, u0=u0)
-        sol = dj.solve(prob, dj.Vern7(), saveat=case.times, adjoint=adjoint, **options)
+        sol = dj.solve(prob, dj.Tsit5(), saveat=case.times, adjoint=adjoint, **options)
         return case.loss(sol.u)
 
     return loss
@@ -162,7 +162,7 @@ def test_initial_state_and_span_as_functions(adjoint: dj.Adjoint) -> None:
             lambda p: (p[2], p[3]),
             p,
         )
-        return dj.solve(prob, dj.Vern7(), adjoint=adjoint, **OPTIONS).u[-1]
+        return dj.solve(prob, dj.Tsit5(), adjoint=adjoint, **OPTIONS).u[-1]
 
     def exact(p: jax.Array) -> jax.Array:
         return grown(p[1] * p[2], p[0], p[2], p[3])
@@ -176,7 +176,7 @@ def test_closed_over_arrays(adjoint: dj.Adjoint) -> None:
 
     def ours(a: jax.Array, b: jax.Array) -> jax.Array:
         prob = dj.ODEProblem(lambda u, p, t: a * jnp.cos(t) * u, b, (0.2, 2.9))
-        return dj.solve(prob, dj.Vern7(), adjoint=adjoint, **OPTIONS).u[-1]
+        return dj.solve(prob, dj.Tsit5(), adjoint=adjoint, **OPTIONS).u[-1]
 
     compare(ours, lambda a, b: grown(b, a, 0.2, 2.9), ARGS[1::-1])
 
@@ -193,7 +193,7 @@ def test_integer_parameters_do_no_harm(adjoint: dj.Adjoint) -> None:
             return growth(u, rate, t)
 
         prob = dj.ODEProblem(f, jnp.asarray(1.3), (0.2, 2.9), p)
-        return dj.solve(prob, dj.Vern7(), adjoint=adjoint, **OPTIONS).u[-1]
+        return dj.solve(prob, dj.Tsit5(), adjoint=adjoint, **OPTIONS).u[-1]
 
     compare(ours, lambda rate: grown(1.3, rate**2, 0.2, 2.9), (jnp.asarray(0.7),))
 

@@ -34,11 +34,12 @@ FIELDS = {{
 OPTIONS = [
     (dj.RK4(), {{"steps": 4}}),
     (dj.BS3(), {{"saveat": 0.25}}),
-    (dj.Rodas3P(), {{"saveat": 0.5, "max_steps": 256}}),
+    (dj.AutoTsit5(dj.Rosenbrock23()), {{"saveat": 0.5, "max_steps": 256}}),
     (dj.Heun(), {{"saveat": 0.5, "adjoint": dj.DiscreteAdjoint(checkpoints=4), "max_steps": 256}}),
 ]
 for name, field in FIELDS.items():
-    for alg, options in OPTIONS:
+    # What is not used is found out ahead of the algorithm, so one will do.
+    for alg, options in OPTIONS if name == "all used" else OPTIONS[1:2]:
         def s(p, u):
             sol = dj.solve(dj.ODEProblem(field, u, (0.0, 1.0), p), alg, throw=False, **options)
             return jnp.sum(sol.u)

@@ -14,26 +14,15 @@ from diffjax.stepping.lanes import is_native
 from tests.methods import RADAU
 from tests.problems import (
     AFFINE,
-    CHEMAKZO_DAE,
     CLOCK,
-    HIRES,
     ROBER,
-    ROBER_DAE,
     VDPOL_STIFF,
-    Case,
     robertson,
 )
+from tests.stiff_problems import error, solve
 from tests.test_esdirk import INPUTS, brusselator, loss, trap
 from tests.test_orders import slope
-from tests.test_rosenbrock import (
-    SENSITIVITIES,
-    TIMES,
-    TOLERANCES,
-    error,
-    prothero_robinson,
-    radau,
-    solve,
-)
+from tests.test_rosenbrock import SENSITIVITIES, TIMES, prothero_robinson
 
 # The tableau ----------------------------------------------------------------------------------
 
@@ -93,6 +82,7 @@ def test_order_on_a_stiff_problem() -> None:
     assert errors[0] < 1e-9
 
 
+@pytest.mark.slow
 def test_saves_meet_the_tolerance_as_steps_do() -> None:
     """At 1,001 points of Van der Pol's oscillator no more than 3 times the error at the steps."""
     prob, points = VDPOL_STIFF.ode(tspan=(0.0, 600.0)), np.linspace(0.0, 600.0, 1001)
@@ -104,47 +94,8 @@ def test_saves_meet_the_tolerance_as_steps_do() -> None:
         assert at_points < 3 * at_steps < 300 * tol
 
 
-# Accuracy and work ----------------------------------------------------------------------------
-
-# Attempted steps and evaluations at 1e-4, 1e-6 and 1e-8: about a fifth more than were taken when
-# the bounds were set.
-WORK = [
-    (ROBER, (191, 360, 720), (1450, 2750, 5530)),
-    (HIRES, (60, 117, 232), (600, 1230, 2170)),
-    (VDPOL_STIFF, (306, 505, 980), (2730, 4640, 8430)),
-]
-
-
-@pytest.mark.parametrize(("case", "steps", "work"), WORK, ids=lambda x: getattr(x, "name", None))
-def test_stiff_problems(case: Case, steps: tuple[int, ...], work: tuple[int, ...]) -> None:
-    """No less accurate than SciPy's Radau, or within two digits of the tolerance; bounded work."""
-    for rtol, most_steps, most_nf in zip(TOLERANCES, steps, work, strict=True):
-        sol = solve(case, "RadauIIA5", rtol)
-        assert error(case, sol.u_end) <= max(100 * rtol, 3 * radau(case, rtol))
-        stats = {name: int(x) for name, x in vars(sol.stats).items()}
-        attempts = stats["naccept"] + stats["nreject"]
-        assert attempts <= most_steps
-        assert stats["nf"] <= most_nf
-        # A real matrix and a complex one.
-        assert (stats["njac"], stats["nfactor"]) == (attempts, 2 * attempts)
-        # Two solves for the three evaluations of an iteration, one for that of an estimate; two
-        # evaluations choose the first step.
-        estimates = stats["nf"] - 2 - 3 * (stats["nf"] - 2 - stats["nsolve"])
-        assert attempts <= estimates <= 2 * attempts
-
-
-@pytest.mark.parametrize(
-    ("case", "most"),
-    [(ROBER_DAE, (180, 330, 655)), (CHEMAKZO_DAE, (30, 53, 104)), (AFFINE, (8, 11, 19))],
-    ids=lambda x: getattr(x, "name", None),
-)
-def test_mass_matrices(case: Case, most: tuple[int, ...]) -> None:
-    """Singular and diagonal, or dense: an algebraic variable is as accurate as the rest."""
-    for rtol, steps in zip(TOLERANCES, most, strict=True):
-        sol = solve(case, "RadauIIA5", rtol)
-        end = case.end if case.exact is None else case.exact(np.ones(1))[0]
-        assert np.max(np.abs(np.asarray(sol.u_end) / end - 1)) <= 10 * rtol
-        assert int(sol.stats.naccept) + int(sol.stats.nreject) <= steps
+# Accuracy ------------------------------------------------------------------------------------
+# (with bounds on work in `test_stiff_accuracy.py`)
 
 
 def test_robertson_to_the_end() -> None:
@@ -298,6 +249,7 @@ def test_pytrees_and_complex_numbers() -> None:
         np.testing.assert_allclose(sol.u_end[name], np.broadcast_to(value, u0[name].shape), 1e-6)
 
 
+@pytest.mark.slow
 def test_backwards_and_anywhere() -> None:
     """Back from 1 to 0 with a mass matrix, a Jacobian and time in the field; `sol(t)` between."""
     exact = AFFINE.exact

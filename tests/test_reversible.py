@@ -30,10 +30,13 @@ TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 PARTS = jnp.asarray([0.0, 0.0, 0.3, 0.301, 0.302, 0.302, 0.7, 1.0])
 
 
-def solve(p: jax.Array, u0: jax.Array = U0, **options: Any) -> dj.Solution:
+def solve(
+    p: jax.Array, u0: jax.Array = U0, alg: dj.Algorithm | None = None, **options: Any
+) -> dj.Solution:
     prob = dj.ODEProblem(lotka_volterra, u0, (0.0, 3.0), p)
     options = {"saveat": jnp.linspace(0.0, 3.0, 7), "rtol": 1e-7, "atol": 1e-7, **options}
-    return dj.solve(prob, dj.Tsit5(), max_steps=256, adjoint=REVERSIBLE, **options)
+    alg = dj.Tsit5() if alg is None else alg
+    return dj.solve(prob, alg, max_steps=256, adjoint=REVERSIBLE, **options)
 
 
 def loss(p: jax.Array, u0: jax.Array = U0, **options: Any) -> jax.Array:
@@ -68,8 +71,8 @@ EVERYTHING = (U0, P, jnp.asarray(0.3), jnp.asarray(2.4))
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("alg", "options"),
-    [(dj.Tsit5(), TIGHT), (dj.Vern6(), TIGHT), (dj.RK4(), {"steps": 200})],
-    ids=["Tsit5", "Vern6", "RK4-fixed"],
+    [(dj.Tsit5(), TIGHT), (dj.RK4(), {"steps": 200})],
+    ids=["Tsit5", "RK4-fixed"],
 )
 def test_gradient_by_everything(alg: dj.Algorithm, options: dict) -> None:
     """Against the jvp of the same steps to rounding; and against forward mode, of the method
@@ -145,7 +148,7 @@ def test_second_derivatives() -> None:
     """Forward over reverse and forward over forward agree with differences of the gradient."""
 
     def end(p: jax.Array) -> jax.Array:
-        return loss(p, steps=40)
+        return loss(p, alg=dj.Midpoint(), steps=40)
 
     hessian = jax.jit(jax.hessian(end))(P)
     scale = float(jnp.max(jnp.abs(hessian)))

@@ -1,6 +1,5 @@
 """Rosenbrock methods on stiff and differential-algebraic problems: accuracy, work, derivatives."""
 
-from functools import cache
 from typing import Any
 
 import jax
@@ -8,96 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
-from scipy.integrate import solve_ivp
 
 import diffjax as dj
 from diffjax.stepping.lanes import is_native
 from tests.methods import BY_NAME, EVERY_ROSENBROCK_METHOD, Method
-from tests.problems import (
-    AFFINE,
-    CHEMAKZO,
-    CHEMAKZO_DAE,
-    DATA,
-    HIRES,
-    ROBER,
-    ROBER_DAE,
-    VDPOL_STIFF,
-    Case,
-    robertson,
-)
-
-MASS = {
-    "ROBER_DAE": np.array([1.0, 1.0, 0.0]),
-    "CHEMAKZO_DAE": np.array([1.0, 1.0, 1.0, 1.0, 1.0, 0.0]),
-    "mass_matrix_linear": AFFINE.p,
-}
-# The absolute tolerance over the relative one: below the smallest component that matters.
-ATOL = {
-    "ROBER": 1e-8,
-    "HIRES": 1e-2,
-    "VDPOL_mu1000": 1.0,
-    "CHEMAKZO_ODE": 1e-2,
-    "ROBER_DAE": 1e-6,
-    "CHEMAKZO_DAE": 1e-2,
-}
-TOLERANCES = (1e-4, 1e-6, 1e-8)
-
-
-def solve(case: Case, method: str, rtol: float, **options: Any) -> dj.Solution:
-    prob = case.ode(mass_matrix=MASS.get(case.name))
-    options = {"atol": rtol * ATOL.get(case.name, 1.0), "max_steps": 30_000, **options}
-    return dj.solve(prob, BY_NAME[method].make(), rtol=rtol, **options)
-
-
-def error(case: Case, end: Any) -> float:
-    """The largest relative error of a component at the end of the span."""
-    assert case.end is not None
-    return float(np.max(np.abs(np.asarray(end) / case.end - 1)))
-
-
-@cache
-def radau(case: Case, rtol: float) -> float:
-    """SciPy's error at the same tolerance."""
-    field = jax.jit(lambda t, u: case.field(u, None if case.p is None else jnp.asarray(case.p), t))
-    sol = solve_ivp(
-        lambda t, u: np.asarray(field(t, u)),
-        case.tspan,
-        case.u0,
-        method="Radau",
-        jac=jax.jit(jax.jacfwd(lambda t, u: field(t, u), argnums=1)),
-        rtol=rtol,
-        atol=rtol * ATOL[case.name],
-    )
-    assert sol.success
-    return error(case, sol.y[:, -1])
-
-
-# Steps at 1e-4, 1e-6 and 1e-8, rejected ones counted: about a fifth more than were taken when the
-# bounds were set. For Rodas4, HW II prints 189 steps on ROBER's kin at comparable accuracy.
-WORK = [
-    ("Rodas4", ROBER, (215, 600, 2080)),
-    ("Rodas5P", ROBER, (180, 370, 940)),
-    ("Rodas4", HIRES, (80, 235, 1000)),
-    ("Rodas5P", HIRES, (56, 150, 450)),
-    ("Rodas4", VDPOL_STIFF, (335, 845, 2470)),
-    ("Rodas5P", VDPOL_STIFF, (271, 540, 1170)),
-    ("Rodas4", CHEMAKZO, (33, 93, 360)),
-    ("Rodas5P", CHEMAKZO, (29, 65, 186)),
-]
-
-
-@pytest.mark.parametrize(("method", "case", "work"), WORK, ids=lambda x: getattr(x, "name", None))
-def test_stiff_problems(method: str, case: Case, work: tuple[int, ...]) -> None:
-    """No less accurate than SciPy's Radau, or within two digits of the tolerance; bounded work."""
-    for rtol, most in zip(TOLERANCES, work, strict=True):
-        sol = solve(case, method, rtol)
-        assert error(case, sol.u_end) <= max(100 * rtol, 3 * radau(case, rtol))
-        attempts = int(sol.stats.naccept) + int(sol.stats.nreject)
-        assert attempts <= most
-        stages = BY_NAME[method].evaluations
-        assert int(sol.stats.njac) == int(sol.stats.nfactor) == attempts
-        assert int(sol.stats.nsolve) == attempts * stages
-        assert int(sol.stats.nf) == attempts * stages + 2
+from tests.problems import AFFINE, CHEMAKZO_DAE, DATA, ROBER, ROBER_DAE, Case, robertson
+from tests.stiff_problems import MASS, TOLERANCES, error, solve
 
 
 @EVERY_ROSENBROCK_METHOD
@@ -118,8 +33,6 @@ def test_robertson_by_every_method(method: Method) -> None:
         ("Rodas4", CHEMAKZO_DAE, (34, 102, 392)),
         ("Rodas4P", CHEMAKZO_DAE, (36, 99, 310)),
         ("Rodas5", CHEMAKZO_DAE, (33, 68, 180)),
-        ("Rodas5P", CHEMAKZO_DAE, (30, 72, 208)),
-        ("Rodas5P", ROBER_DAE, (166, 345, 860)),
     ],
     ids=lambda x: getattr(x, "name", None),
 )
@@ -291,8 +204,9 @@ def test_a_thousand_lanes_are_a_thousand_solves() -> None:
     assert [i for i, code in enumerate(codes) if code != dj.ReturnCode.success] == [123]
     assert np.all(np.isnan(u[123]))
     single = jax.jit(end)
-    for i in (0, 122, 124, 999):
-        np.testing.assert_allclose(u[i], single(ps[i])[0], rtol=1e-6)
+    alone = np.stack([single(p)[0] for p in ps])
+    others = np.arange(1000) != 123
+    np.testing.assert_allclose(u[others], alone[others], rtol=1e-6)
 
 
 @pytest.mark.parametrize("alg", [dj.Rosenbrock23(), dj.Heun()], ids=lambda a: a.name)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from benchmarks.case import Case, Row, measure
 from benchmarks.cases import (
     adjoints,
+    bruss1d,
     dense_memory,
     first_call,
     forward,
@@ -32,6 +33,7 @@ def adaptive_cases() -> dict[str, Callable[[], Case]]:
         stiff.rober_vmap,
         stiff.rober_grad,
         stiff.vdpol,
+        bruss1d.bruss1d,
     )
     return {builder.__name__: builder for builder in builders} | adjoints.builders()
 
@@ -42,4 +44,9 @@ def all_cases() -> dict[str, Callable[[], list[Row]]]:
         name: lambda builder=builder: measure(builder())
         for name, builder in adaptive_cases().items()
     }
-    return adaptive | {"first_call": first_call.rows, "dense_memory": dense_memory.rows}
+    others = {
+        "first_call": first_call.rows,
+        "dense_memory": dense_memory.rows,
+        "bruss1d": bruss1d.rows,
+    }
+    return adaptive | others

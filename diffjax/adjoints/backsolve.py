@@ -121,6 +121,9 @@ class _Backsolve(Backward):
     def saved_state(self, context: PyTree, t: Array, j: Array) -> State:
         return jtu.tree_map(lambda x: x[j], self.record.states)
 
+    def with_args(self, carry: Sweep, bars: list[Array]) -> Sweep:
+        return carry
+
     def for_args(self, carry: Sweep) -> list[Array]:
         return self.packing.unpack(carry.steps.u)[2] if self.args else []
 

@@ -14,6 +14,9 @@ class Adjoint(eqx.Module):
 
     # Kinds of problem it can differentiate, by class name.
     takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem"})
+    # Its steps restart at many times, or must be explicit: no method that learns as it goes is the
+    # default.
+    restarts: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

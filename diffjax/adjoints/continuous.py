@@ -16,7 +16,7 @@ differ in where they take u(t) from and in who integrates over the parameters.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ..algorithms.base import Algorithm, Field, Memory, State
+from ..algorithms.implicit import derivative
 from ..stepping.lanes import any_lane, one_or_many
 from ..stepping.outcome import Outcome
 from ..stepping.plan import Inputs, Plan, Settings
@@ -35,6 +36,7 @@ from ..stepping.trees import replaced, where
 from ..stepping.varying import vary_alike
 from .by_lane import AdjointByLane, SolveTangent
 from .landing import AdaptiveLanding, FixedLanding, landing
+from .mass import Eliminated
 from .packing import Packing
 from .smooth import Smooth
 
@@ -160,14 +162,19 @@ class Backward:
         return self.collect(self.sweep(carry))
 
     def begin(self) -> Sweep:
+        record = self.record
+        adjoint, at_once = self.absorbed(record.t_end, record.u_end, self.given.u_end)
+        return self.with_args(self._begin(adjoint), at_once)
+
+    def _begin(self, adjoint: State) -> Sweep:
         record, inputs = self.record, self.inputs
-        parts = self.parts(record.u_end, self.given.u_end)
+        parts = self.parts(record.u_end, adjoint)
         self.packing = Packing(parts, small=self.plan.small)
         rtol, atol = self.tolerances(parts)
         self.settings = Settings(rtol, atol, None, self.forward_settings.dtmin, None, None)
         dt = self._fixed_dt() if record.dt is None else record.dt
         y = self.packing.pack(parts)
-        field = Field(self.plan.field_jaxpr, inputs.args)
+        field = self.field_with(inputs.args)
         steps = self.stepper(field, y, -record.t_end, -inputs.t0).begin(dt)
         saves = None
         if inputs.saves is not None and self.tangent.places_of("saves"):
@@ -198,6 +205,7 @@ class Backward:
             alg=self.alg,
             field_jaxpr=field.jaxpr,
             jac_jaxpr=None,
+            sparsity=None,
             max_steps=self.plan.max_steps + self.landings(),
             progress=None,
         )
@@ -209,6 +217,7 @@ class Backward:
             t1=end,
             saves=None,
             stops=None,
+            mass=None,
             jac_args=None,
         )
         return landing(plan, inputs, self.settings, self.packing)
@@ -218,11 +227,11 @@ class Backward:
         y = carry.steps.u
         structure = jtu.tree_structure(y)
 
-        def derivative(context: PyTree, args: tuple[Array, ...], s: Array, *leaves: Array) -> Any:
+        def slope(context: PyTree, args: tuple[Array, ...], s: Array, *leaves: Array) -> Any:
             parts = self.packing.unpack(jtu.tree_unflatten(structure, leaves))
             return self.packing.pack(self.slope(parts, -s, context, args))
 
-        closed = jax.make_jaxpr(derivative)(
+        closed = jax.make_jaxpr(slope)(
             context, self.inputs.args, carry.steps.t, *jtu.tree_leaves(y)
         )
         given = jtu.tree_leaves((context, self.inputs.args))
@@ -231,17 +240,46 @@ class Backward:
     def pulled(
         self, args: tuple[Array, ...], t: Array, u: State, adjoint: State
     ) -> tuple[State, State, list[Array]]:
-        """f, and lambda times its derivatives by the state and by the moving parameters."""
+        """f, and lambda times its derivatives by the state and by the moving parameters.
+
+        With a mass matrix that by the state is divided by M^T, as `Eliminated` says.
+        """
+        field = self.field_with(args)
+        slope = None
+        if field.mass is not None:
+            adjoint, slope = Eliminated(field, t, u).whole(adjoint)
 
         def f(u: State, moving: list[Array]) -> State:
-            return Field(self.plan.field_jaxpr, placed(args, self.places, moving)).f(t, u)
+            return self.field_with(placed(args, self.places, moving)).f(t, u)
 
         du, pull = jax.vjp(f, u, [args[i] for i in self.places])
-        return du, *pull(adjoint)
+        u_bar, args_bar = pull(adjoint)
+        return du, u_bar if slope is None else slope, args_bar
+
+    def field_with(self, args: tuple[Array, ...]) -> Field:
+        """The vector field of the solve, with other arguments."""
+        return self.plan.field(self.inputs._replace(args=args))
+
+    def absorbed(self, t: Array, u: State, u_bar: State) -> tuple[State, list[Array]]:
+        """By how much lambda jumps for a cotangent of the state, and the parameters' at once."""
+        if self.inputs.mass is None:
+            return u_bar, []
+        args = self.inputs.args
+        jump, left = Eliminated(self.field_with(args), t, u).parted(u_bar)
+
+        def f(moving: list[Array]) -> State:
+            return self.field_with(placed(args, self.places, moving)).f(t, u)
+
+        _, pull = jax.vjp(f, self.args)
+        return jump, *pull(left)
+
+    def with_args(self, carry: Sweep, bars: list[Array]) -> Sweep:
+        """With more in the cotangents of the moving parameters; nothing is to be added if empty."""
+        raise NotImplementedError
 
     def going(self, carry: Sweep, end: Array | None = None) -> Array:
         """Whether the sweep can go on; and has not come to -t = `end`."""
-        field = Field(self.plan.field_jaxpr, self.inputs.args)
+        field = self.field_with(self.inputs.args)
         end = -self.inputs.t0 if end is None else end
         stepper = self.stepper(field, carry.steps.u, carry.steps.t, end)
         return (carry.steps.t < end) & stepper.going(carry.steps)
@@ -299,14 +337,15 @@ class Backward:
         rows = [jnp.where(due, ct[j], 0) for ct in self.row_cts]
         u_bar, args_bar, t_bar = self.observed(u, t, rows)
         parts = self.packing.unpack(carry.steps.u)
-        jumped = (jtu.tree_map(jnp.add, parts[0], u_bar), *parts[1:])
+        jump, at_once = self.absorbed(t, u, u_bar)
+        jumped = (jtu.tree_map(jnp.add, parts[0], jump), *parts[1:])
         y = where(due, self.packing.pack(self.after_save(jumped, u)), carry.steps.u)
         saves = carry.saves
         if saves is not None:
-            slope = Field(self.plan.field_jaxpr, self.inputs.args).f(t, u)
+            slope = derivative(self.field_with(self.inputs.args), t, u)
             t_bar = t_bar + paired(u_bar, slope, t_bar.dtype)
             saves = put(saves, jnp.where(due, t_bar, saves[j]), j)
-        return carry._replace(
+        carry = carry._replace(
             steps=carry.steps._replace(u=y),
             j=carry.j - due.astype(jnp.int32),
             save_args=[
@@ -314,6 +353,7 @@ class Backward:
             ],
             saves=saves,
         )
+        return self.with_args(carry, [jnp.where(due, x, 0) for x in at_once])
 
     def pending(self, condition: Array) -> Array:
         return any_lane(condition) if self.many else condition
@@ -332,11 +372,13 @@ class Backward:
     def collect(self, carry: Sweep) -> list[Array]:
         """One cotangent for each moving leaf; NaN if the start was not reached."""
         inputs, record, given = self.inputs, self.record, self.given
-        field = Field(self.plan.field_jaxpr, inputs.args)
+        field = self.field_with(inputs.args)
         dtype = inputs.t0.dtype
         u0_bar = self.packing.unpack(carry.steps.u)[0]
-        t0_bar = -paired(u0_bar, field.f(inputs.t0, inputs.u0), dtype)
-        t1_bar = paired(given.u_end, field.f(record.t_end, record.u_end), dtype)
+        if inputs.mass is not None:
+            u0_bar = Eliminated(field, inputs.t0, inputs.u0).of_state(u0_bar)
+        t0_bar = -paired(u0_bar, derivative(field, inputs.t0, inputs.u0), dtype)
+        t1_bar = paired(given.u_end, derivative(field, record.t_end, record.u_end), dtype)
         save_args = carry.save_args
         if carry.j is not None:
             # What was saved at t0 itself.
@@ -375,15 +417,19 @@ class Backward:
 class ContinuousAdjoint(AdjointByLane):
     """Base class of adjoints that solve the adjoint equation."""
 
+    restarts: ClassVar[bool] = True
+    # Whether M in M u' = f may be another matrix than the identity.
+    takes_mass_matrix: ClassVar[bool] = False
+
     def backward(self) -> type[Backward] | Callable[..., Backward]:
         """The backward pass, to be made of what `Backward` is made of."""
         raise NotImplementedError
 
     def solve(self, plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
-        if inputs.mass is not None:
+        if inputs.mass is not None and not self.takes_mass_matrix:
             raise ValueError(
                 f"adjoint={self.name} cannot take a problem with a mass matrix; "
-                "use adjoint=dj.DiscreteAdjoint()."
+                "use adjoint=dj.DiscreteAdjoint() or dj.GaussAdjoint()."
             )
         return super().solve(plan, inputs, settings)
 
@@ -401,6 +447,12 @@ class ContinuousAdjoint(AdjointByLane):
                 f'{type(self).__name__} cannot differentiate what saveat="steps" or dense=True '
                 "give back: steps that the solve has chosen; use adjoint=dj.DiscreteAdjoint(), or "
                 "give saveat the times that you need."
+            )
+
+        if "mass" in tangent.names:
+            raise ValueError(
+                f"{type(self).__name__} cannot differentiate by the mass matrix; "
+                "use adjoint=dj.DiscreteAdjoint()."
             )
 
         def run(many: bool) -> Callable[..., list[Array]]:

@@ -7,7 +7,7 @@ are themselves forward-differentiable: `jacfwd(grad(...))` is the Hessian.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -43,6 +43,8 @@ class DiscreteAdjoint(Adjoint):
     !!! example
         `dj.solve(prob, dj.Tsit5(), adjoint=dj.DiscreteAdjoint(checkpoints=64))`
     """
+
+    takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem", "DAEProblem"})
 
     checkpoints: int | None = eqx.field(static=True, default=None)
 

@@ -6,6 +6,7 @@ needs no other change in a program.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -30,6 +31,8 @@ class ForwardMode(AdjointByLane):
     !!! example
         `dj.solve(prob, dj.Tsit5(), adjoint=dj.ForwardMode())`
     """
+
+    takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem", "DAEProblem"})
 
     columns: int = eqx.field(static=True, default=64)
 

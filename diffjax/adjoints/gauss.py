@@ -12,6 +12,7 @@ from ..algorithms.base import Field, State
 from ..stepping.stepper import Record
 from .continuous import Sweep, placed
 from .interpolating import OnRecord, RecordedAdjoint
+from .mass import Eliminated
 
 
 class GaussAdjoint(RecordedAdjoint):
@@ -40,8 +41,13 @@ class GaussAdjoint(RecordedAdjoint):
 class Gauss(OnRecord):
     """The only part is lambda; `Sweep.integral` are the cotangents of the parameters."""
 
-    def begin(self) -> Sweep:
-        return super().begin()._replace(integral=[jnp.zeros_like(x) for x in self.args])
+    def _begin(self, adjoint: State) -> Sweep:
+        return super()._begin(adjoint)._replace(integral=[jnp.zeros_like(x) for x in self.args])
+
+    def with_args(self, carry: Sweep, bars: list[Array]) -> Sweep:
+        if not bars:
+            return carry
+        return carry._replace(integral=jtu.tree_map(jnp.add, carry.integral, bars))
 
     def parts(self, u: State, adjoint: State) -> tuple[PyTree, ...]:
         return (adjoint,)
@@ -70,18 +76,21 @@ class Gauss(OnRecord):
         def at(theta: Array, size: Array) -> tuple[Array, State, State]:
             t = -(step.t + theta * step.dt)
             (adjoint,) = self.packing.unpack(alg.interpolate(coefficients, theta))
+            u = self.state(context, t)
+            if self.inputs.mass is not None:
+                adjoint, _ = Eliminated(self.field_with(self.inputs.args), t, u).whole(adjoint)
             # Of a rejected step nothing counts, though it may not be finite.
             weighted = jtu.tree_map(
                 lambda x: jnp.where(record.accepted, x * size.astype(x.dtype), 0), adjoint
             )
-            return t, self.state(context, t), weighted
+            return t, u, weighted
 
         ts, us, adjoints = jax.vmap(at)(thetas, sizes)
         # One vjp for all nodes, which contracts over them: no copy of the parameters for each.
         args = self.inputs.args
 
         def slopes(moving: list[Array]) -> State:
-            f = Field(self.plan.field_jaxpr, placed(args, self.places, moving)).f
+            f = self.field_with(placed(args, self.places, moving)).f
             return jax.vmap(f)(ts, us)
 
         _, pull = jax.vjp(slopes, self.args)

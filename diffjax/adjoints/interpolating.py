@@ -1,6 +1,6 @@
 """The adjoint equation on the recorded solve, one step of it after another."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -20,6 +20,8 @@ from .replay import Row, Spare, max_of, read
 
 class RecordedAdjoint(ContinuousAdjoint):
     """Base class of continuous adjoints that read the solution from a record of its steps."""
+
+    takes_mass_matrix: ClassVar[bool] = True
 
     checkpoints: int | None = eqx.field(static=True, default=None)
 
@@ -147,3 +149,10 @@ class Interpolating(OnRecord):
 
     def for_args(self, carry: Sweep) -> list[Array]:
         return self.packing.unpack(carry.steps.u)[1] if self.args else []
+
+    def with_args(self, carry: Sweep, bars: list[Array]) -> Sweep:
+        if not bars:
+            return carry
+        adjoint, args = self.packing.unpack(carry.steps.u)
+        y = self.packing.pack((adjoint, jtu.tree_map(jnp.add, args, bars)))
+        return carry._replace(steps=carry.steps._replace(u=y))

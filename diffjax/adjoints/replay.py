@@ -192,6 +192,7 @@ _GROUPS = {
     "args": "step",
     "mass": "step",
     "jac_args": "step",
+    "slope": "step",
     "t0": "step",
     "t1": "step",
     "stops": "step",

@@ -7,7 +7,9 @@ All lanes go backwards together, with the step of all lanes as one function: a p
 share has one cotangent, contracted over the lanes inside the vjp, not one accumulator a lane.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
+from ..algorithms.base import Algorithm
 from ..stepping.lanes import one_or_many
 from ..stepping.plan import Inputs
 from ..stepping.tape import Tape
@@ -244,19 +247,51 @@ class Retreat:
             )
         used, spare = max_of(tape.used), self.lanes(Spare.of, True)(tape)
 
-        def one(i: Array, carry: _Carry) -> _Carry:
-            k = used - 1 - i
-            row = self.lanes(read, True, False, True, True)(tape, k, first, spare)
-            carry = self.retreat(carry, row)
+        def row(k: Array) -> Row:
+            return self.lanes(read, True, False, True, True)(tape, k, first, spare)
+
+        def back(retreat: Retreat, k: Array, carry: _Carry) -> _Carry:
+            carry = retreat.retreat(carry, row(k))
             if self.replay.recorded and full:
-                carry = carry._replace(point=self._from_tape(carry.point, k, row.active))
+                carry = carry._replace(point=self._from_tape(carry.point, k, row(k).active))
             return carry
 
-        carry = jax.lax.fori_loop(0, used, one, carry)
+        carry = self._over_rows(used, row, back, carry)
         if self.replay.recorded and not full:
             active = number < residuals.record.used
             carry = carry._replace(point=self._from_tape(carry.point, number, active))
         return carry
+
+    def _over_rows(
+        self,
+        used: Array,
+        row: Callable[[Array], Row],
+        back: Callable[["Retreat", Array, _Carry], _Carry],
+        carry: _Carry,
+    ) -> _Carry:
+        """Back over the rows; of one trajectory the steps of each kind in a loop of their own."""
+        phases = () if self.lanes.sizes else self.replay.plan.alg.phases
+        if not phases:
+            return jax.lax.fori_loop(0, used, lambda i, c: back(self, used - 1 - i, c), carry)
+
+        def turn(state: tuple[Array, _Carry]) -> tuple[Array, _Carry]:
+            for alg in phases:
+                retreat = self._by(alg)
+                state = jax.lax.while_loop(
+                    lambda s, alg=alg: (s[0] >= 0) & alg.ready(row(jnp.maximum(s[0], 0)).past),
+                    lambda s, retreat=retreat: (s[0] - 1, back(retreat, *s)),
+                    state,
+                )
+            return state
+
+        return jax.lax.while_loop(lambda s: s[0] >= 0, turn, (used - 1, carry))[1]
+
+    def _by(self, alg: Algorithm) -> "Retreat":
+        """The same retreat over steps of another algorithm."""
+        other, plan = copy(self), dataclasses.replace(self.replay.plan, alg=alg)
+        other.replay = dataclasses.replace(self.replay, plan=plan)
+        other.steps = dataclasses.replace(self.steps, plan=plan)
+        return other
 
     def initial_saves(self, carry: _Carry) -> _Carry:
         """Pull back the saves at t0 itself."""

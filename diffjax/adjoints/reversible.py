@@ -10,7 +10,7 @@ transposed, it goes backwards.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -64,6 +64,8 @@ class ReversibleAdjoint(Adjoint):
     Source: McCallum and Foster, "Efficient, Accurate and Stable Gradients for Neural ODEs",
     arXiv 2410.11648, Algorithms 1 and 2.
     """
+
+    restarts: ClassVar[bool] = True
 
     coupling: float = eqx.field(static=True, default=0.999)
 

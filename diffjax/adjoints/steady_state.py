@@ -14,10 +14,11 @@ from jaxtyping import Array
 
 from ..algorithms.base import Field, State
 from ..linear.coordinates import Coordinates
+from ..linear.dense import is_regular
 from ..stepping.outcome import Outcome
 from ..stepping.plan import Inputs, Plan, Settings
 from ..stepping.status import ReturnCode
-from ..stepping.steady_state import is_regular, residual
+from ..stepping.steady_state import residual
 from .base import Adjoint
 
 

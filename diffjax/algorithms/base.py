@@ -12,6 +12,7 @@ How to add an algorithm:
 The loop never asks which algorithm it runs: what it needs to know is a declared attribute.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,7 +20,9 @@ import equinox as eqx
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ..linear.sparsity import Sparsity
 
 # A state as the stepping code sees it: one array, or one flat vector per dtype (`stepping/layout`).
 State = PyTree[Array]
@@ -40,8 +43,12 @@ class Field(eqx.Module):
     differentiated and batched alike.
 
     In M u' = f the mass matrix is `mass`, an array of shape (n, n), or (n,) for its diagonal, None
-    for the identity; `jac_jaxpr` and `jac_args` are the user's Jacobian, None without one. Both act
-    on the real coordinates of the state (`linear/coordinates`).
+    for the identity; `jac_jaxpr` and `jac_args` are the user's Jacobian, None without one;
+    `sparsity` says where it and M have entries, None for everywhere. All act on the real
+    coordinates of the state (`linear/coordinates`).
+
+    Of a fully implicit equation F(u', u, p, t) = 0 the function is F, and `slope` is the derivative
+    of the state at the start of the solve; None for every other.
     """
 
     jaxpr: Any = eqx.field(static=True)
@@ -49,6 +56,8 @@ class Field(eqx.Module):
     mass: Array | None = None
     jac_jaxpr: Any = eqx.field(static=True, default=None)
     jac_args: tuple[Array, ...] | None = None
+    slope: State | None = None
+    sparsity: Sparsity | None = eqx.field(static=True, default=None)
 
     def f(self, t: Float[Array, ""], u: State) -> State:
         """The derivative of the state."""
@@ -58,11 +67,23 @@ class Field(eqx.Module):
         out = evaluate(self.jaxpr, consts, *parameters, t, *leaves)
         return jax.tree_util.tree_unflatten(structure, out)
 
+    def residual(self, t: Float[Array, ""], du: State, u: State) -> State:
+        """F(du, u, p, t)."""
+        _, structure = jax.tree_util.tree_flatten(u)
+        n_consts = len(self.jaxpr.constvars)
+        consts, parameters = self.args[:n_consts], self.args[n_consts:]
+        out = evaluate(self.jaxpr, consts, *parameters, t, *jax.tree_util.tree_leaves((du, u)))
+        return jax.tree_util.tree_unflatten(structure, out)
+
     def jac(self, t: Float[Array, ""], u: State) -> Float[Array, "n n"]:
         """The user's Jacobian, if there is one."""
         assert self.jac_args is not None
         leaves = jax.tree_util.tree_leaves(u)
         return evaluate(self.jac_jaxpr, (), *self.jac_args, t, *leaves)[0]
+
+    def with_dense_jacobian(self) -> "Field":
+        """The same field for work on whole matrices, outside of the steps."""
+        return dataclasses.replace(self, sparsity=None)
 
     @property
     def autonomous(self) -> bool:
@@ -105,7 +126,9 @@ class StepResult(NamedTuple):
     - `counts`: the work of this step that differs from step to step, a number for each name in the
         algorithm's `counted`; None if that is empty.
     - `dt_next`: the size that the method itself proposes for the next attempt, whether this one is
-        accepted or not; None leaves it to the step controller.
+        accepted or not; None, or NaN in a lane, leaves it to the step controller.
+    - `stiffness`: of an implicit step |dt| times the largest row sum of the Jacobian, which bounds
+        the eigenvalues; None if unknown.
     """
 
     u: State
@@ -116,6 +139,7 @@ class StepResult(NamedTuple):
     stages: PyTree
     counts: Int[Array, " counted"] | None = None
     dt_next: Float[Array, ""] | None = None
+    stiffness: Float[Array, ""] | None = None
 
 
 class Algorithm(eqx.Module):
@@ -156,6 +180,12 @@ class Algorithm(eqx.Module):
         raise NotImplementedError
 
     @property
+    def stability(self) -> float | None:
+        """Length of the interval of stability on the negative real axis, of explicit methods whose
+        `stiffness` is known; None otherwise."""
+        return None
+
+    @property
     def init_counts(self) -> dict[str, int]:
         """Work of `init`, by name of the statistic."""
         return {}
@@ -168,6 +198,21 @@ class Algorithm(eqx.Module):
     @property
     def dense_counts(self) -> dict[str, int]:
         """Work of one call of `dense`; empty if it only rearranges what the step computed."""
+        raise NotImplementedError
+
+    @property
+    def phases(self) -> tuple["Algorithm", ...]:
+        """Of an algorithm whose steps are of several kinds: each kind by itself, as an algorithm
+        with the same memory and results. The steps of one trajectory then run in a loop a kind,
+        with no choice in it, which XLA compiles far better."""
+        return ()
+
+    def ready(self, memory: Memory) -> Bool[Array, ""]:
+        """Whether the next step is of this kind; asked of phases only."""
+        raise NotImplementedError
+
+    def enter(self, field: Field, t: Array, u: State, memory: Memory) -> Memory:
+        """The memory when a loop over steps of this kind begins; asked of phases only."""
         raise NotImplementedError
 
     def init(self, field: Field, t: Array, u: State) -> Memory:
@@ -194,7 +239,7 @@ class Algorithm(eqx.Module):
         raise NotImplementedError
 
     def stiffness(self, dt: Array, u: State, stages: PyTree) -> Float[Array, ""] | None:
-        """|dt * rho| over the stability interval for a step from u; None if unknown."""
+        """|dt * rho| over the interval of stability for a step from u; None if unknown."""
         return None
 
 

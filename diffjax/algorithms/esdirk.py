@@ -19,17 +19,17 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..linear.coordinates import Coordinates
-from ..linear.dense import factorize
+from ..linear.dense import Matrix, factorize, row_sum_norm
+from ..linear.krylov import GMRES
 from ..linear.newton import Stop, implicit_solution, newton, relative_size, trusted
-from ..linear.reuse import KEPT, Matrices, renewed, settled
+from ..linear.reuse import Matrices, are_kept, renewed, settled
 from .base import Field, Memory, Norm, State, StepResult, TableauMethod
 from .implicit import VectorField, derivative
 from .iterating import SLOW, Work, error_or_failed
-from .stages import combine, evaluate_extension
+from .stages import combine, evaluate_extension, scaled
 from .tableaus.esdirk import ESDIRKTableau
 
 Vector = Float[Array, " n"]
-Matrix = Float[Array, "n n"]
 
 # One matrix, which is `linear/reuse`'s with this shift.
 _SHIFTS = (1.0,)
@@ -63,14 +63,19 @@ class _Attempt(NamedTuple):
 class _Solved(NamedTuple):
     """The last attempt at a step's stages, with the matrices that it had.
 
-    `filtered(x)` is W^-1 M/(gamma dt) x, `regular` says that the Jacobian is finite.
+    `filtered(x)` is W^-1 M/(gamma dt) x, `radius` bounds the eigenvalues of the Jacobian.
     """
 
     attempt: _Attempt
     matrices: Matrices | None
     work: Work
     filtered: Callable[[Vector], Vector]
-    regular: Bool[Array, ""]
+    radius: Float[Array, ""]
+
+    @property
+    def regular(self) -> Bool[Array, ""]:
+        """Whether the Jacobian is finite."""
+        return jnp.isfinite(self.radius)
 
 
 class ESDIRK(TableauMethod):
@@ -79,6 +84,10 @@ class ESDIRK(TableauMethod):
     **Arguments:**
 
     - `tableau`: the coefficients.
+    - `linear_solver`: `dj.GMRES(...)` for large systems, without a matrix; by default matrices are
+        factorised.
+
+    **Raises:** `TypeError` if `linear_solver` is anything else.
     """
 
     takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem"})
@@ -86,6 +95,12 @@ class ESDIRK(TableauMethod):
     counted: ClassVar[tuple[str, ...]] = Work._fields
 
     tableau: ESDIRKTableau = eqx.field(static=True)
+    linear_solver: GMRES | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self) -> None:
+        if not isinstance(self.linear_solver, GMRES | None):
+            got = getattr(self.linear_solver, "__name__", type(self.linear_solver).__name__)
+            raise TypeError(f"linear_solver must be like dj.GMRES(), got {got}.")
 
     @property
     def init_counts(self) -> dict[str, int]:
@@ -96,8 +111,10 @@ class ESDIRK(TableauMethod):
         n, dtype = coordinates.size, coordinates.dtype
         slope = None
         if self.tableau.explicit_first:
-            slope = coordinates.flatten(derivative(field, t, u))
-        matrices = Matrices.none(n, dtype, _SHIFTS) if n > KEPT else None
+            slope = coordinates.flatten(derivative(field, t, u, self.linear_solver))
+        matrices = None
+        if self.linear_solver is None and are_kept(n, field.sparsity):
+            matrices = Matrices.none(n, dtype, _SHIFTS)
         return Memory(cache=_Cache(slope, jnp.ones((), dtype), matrices))
 
     def step(
@@ -106,7 +123,7 @@ class ESDIRK(TableauMethod):
         coordinates = Coordinates(u)
         start = coordinates.flatten(u)
         h = dt.astype(start.dtype)
-        solver = _StageSolver(self.tableau, *jax.lax.stop_gradient((field, t, h, u)), norm)
+        solver = _StageSolver(self, *jax.lax.stop_gradient((field, t, h, u)), norm)
         cache: _Cache = memory.cache
         solved = solver.solve(jax.lax.stop_gradient(cache))
         done = solved.attempt
@@ -128,6 +145,7 @@ class ESDIRK(TableauMethod):
             ),
             stages=tuple(stages),
             counts=jnp.stack(work),
+            stiffness=scaled(solved.radius, jnp.abs(dt)),
         )
 
     def _with_derivatives(
@@ -147,7 +165,7 @@ class ESDIRK(TableauMethod):
         for (a, c, _), z in zip(_implicit_stages(tableau), solved, strict=True):
             base = _plus(start, a, stages)
             at = t + (c * h).astype(t.dtype)
-            stages = [*stages, _with_derivative(tableau.gamma, field, u, z, at, h, base)]
+            stages = [*stages, _with_derivative(self, field, u, z, at, h, base)]
             end = base + tableau.gamma * stages[-1]
         return stages, end if tableau.explicit_first else _plus(start, tableau.b, stages)
 
@@ -183,7 +201,8 @@ class ESDIRK(TableauMethod):
         h, known = dt.astype(start.dtype), list(stages)
         for a, c in zip(extension.a_extra, extension.c_extra, strict=True):
             at = coordinates.unflatten(_plus(start, a, known))
-            known.append(h * coordinates.flatten(derivative(field, t + c * dt, at)))
+            slope = derivative(field, t + c * dt, at, self.linear_solver)
+            known.append(h * coordinates.flatten(slope))
         columns = zip(*extension.weights, strict=True)
         sums = [_plus(jnp.zeros_like(start), column, known) for column in columns]
         return (u, *map(coordinates.unflatten, sums))
@@ -207,13 +226,13 @@ class _StageSolver:
     """
 
     def __init__(
-        self, tableau: ESDIRKTableau, field: Field, t: Array, h: Array, u: State, norm: Norm | None
+        self, alg: ESDIRK, field: Field, t: Array, h: Array, u: State, norm: Norm | None
     ) -> None:
-        self.tableau, self.t, self.h = tableau, t, h
-        self.view = VectorField(field, u)
+        self.tableau, self.t, self.h = alg.tableau, t, h
+        self.view = VectorField(field, u, alg.linear_solver, exact=False)
         coordinates = self.view.coordinates
         self.start = coordinates.flatten(u)
-        self.scale = 1 / (tableau.gamma * h)
+        self.scale = 1 / (self.tableau.gamma * h)
         if norm is None:
             self.stop, self.size = Stop.at_rounding(coordinates.dtype), relative_size
             return
@@ -230,12 +249,13 @@ class _StageSolver:
         jacobian = self.jacobian()
         inverse = factorize(self.view.shifted(self.scale, jacobian))
         done = self.attempt(cache, inverse)
+        new = jnp.full((), 1 if self.view.solver is None else 0, jnp.int32)
         return _Solved(
             attempt=done,
             matrices=None,
-            work=_work(done, jnp.ones((), jnp.int32), jnp.ones((), jnp.int32)),
+            work=_work(done, new, new),
             filtered=lambda x: inverse(self.scale * self.view.mass_times(x)),
-            regular=jnp.all(jnp.isfinite(jacobian)),
+            radius=row_sum_norm(jacobian),
         )
 
     def _solve_with(self, cache: _Cache, matrices: Matrices) -> _Solved:
@@ -256,7 +276,7 @@ class _StageSolver:
             filtered=lambda x: matrices.solve(
                 0, matrices.scale, matrices.scale * self.view.mass_times(x)
             ),
-            regular=jnp.all(jnp.isfinite(matrices.jacobian)),
+            radius=row_sum_norm(matrices.jacobian),
         )
 
     def jacobian(self) -> Matrix:
@@ -294,13 +314,14 @@ def _residual(
 
 
 def _with_derivative(
-    gamma: float, field: Field, u: State, z: Vector, t: Array, h: Array, base: Vector
+    alg: ESDIRK, field: Field, u: State, z: Vector, t: Array, h: Array, base: Vector
 ) -> Vector:
     """A stage with the derivative of the solution of its equation."""
+    gamma = alg.tableau.gamma
     leaves, structure = jtu.tree_flatten(field)
 
     def view(leaves: tuple[Array, ...]) -> VectorField:
-        return VectorField(jtu.tree_unflatten(structure, leaves), u)
+        return VectorField(jtu.tree_unflatten(structure, leaves), u, alg.linear_solver)
 
     def residual(z: Vector, t: Array, h: Array, base: Vector, *leaves: Array) -> Vector:
         return _residual(view(leaves), gamma, t, h, base)(z)

@@ -2,14 +2,16 @@
 
 They are for stiff problems, with a constant mass matrix too, which may be singular. On small
 systems the Rosenbrock methods are faster; these need no derivative with respect to time, keep their
-matrices from step to step on large systems, and do with a Jacobian that is only nearly right.
+matrices from step to step on large systems, and do with a Jacobian that is only nearly right. With
+`linear_solver=dj.GMRES(...)` they do without a matrix.
 """
 
+from ..linear.krylov import GMRES
 from . import tableaus
 from .esdirk import ESDIRK
 
 
-def ImplicitEuler() -> ESDIRK:
+def ImplicitEuler(*, linear_solver: GMRES | None = None) -> ESDIRK:
     """The backward Euler method: order 1, L-stable, hard to upset.
 
     Its error estimate is the difference to the trapezoidal rule. Its extension is a straight line.
@@ -19,10 +21,10 @@ def ImplicitEuler() -> ESDIRK:
     !!! example
         `dj.solve(prob, dj.ImplicitEuler(), rtol=1e-2)`
     """
-    return ESDIRK(tableaus.IMPLICIT_EULER)
+    return ESDIRK(tableaus.IMPLICIT_EULER, linear_solver)
 
 
-def ImplicitMidpoint() -> ESDIRK:
+def ImplicitMidpoint(*, linear_solver: GMRES | None = None) -> ESDIRK:
     """The implicit midpoint rule: order 2, A-stable, symplectic; in fixed steps.
 
     Stiff components oscillate undamped. Its extension, of order 2, costs two evaluations where
@@ -33,10 +35,10 @@ def ImplicitMidpoint() -> ESDIRK:
     !!! example
         `dj.solve(prob, dj.ImplicitMidpoint(), steps=1000)`
     """
-    return ESDIRK(tableaus.IMPLICIT_MIDPOINT)
+    return ESDIRK(tableaus.IMPLICIT_MIDPOINT, linear_solver)
 
 
-def Trapezoid() -> ESDIRK:
+def Trapezoid(*, linear_solver: GMRES | None = None) -> ESDIRK:
     """The trapezoidal rule: order 2, A-stable, symmetric; in fixed steps.
 
     Stiff components oscillate undamped; `TRBDF2` damps them. Its extension is of order 2.
@@ -46,10 +48,10 @@ def Trapezoid() -> ESDIRK:
     !!! example
         `dj.solve(prob, dj.Trapezoid(), steps=1000)`
     """
-    return ESDIRK(tableaus.TRAPEZOID)
+    return ESDIRK(tableaus.TRAPEZOID, linear_solver)
 
 
-def TRBDF2() -> ESDIRK:
+def TRBDF2(*, linear_solver: GMRES | None = None) -> ESDIRK:
     """A step of the trapezoidal rule and one of the second BDF formula: order 2, L-stable.
 
     For loose tolerances. Its extension is of order 2.
@@ -59,10 +61,10 @@ def TRBDF2() -> ESDIRK:
     !!! example
         `dj.solve(prob, dj.TRBDF2(), rtol=1e-2)`
     """
-    return ESDIRK(tableaus.TRBDF2)
+    return ESDIRK(tableaus.TRBDF2, linear_solver)
 
 
-def Kvaerno3() -> ESDIRK:
+def Kvaerno3(*, linear_solver: GMRES | None = None) -> ESDIRK:
     """An ESDIRK method of order 3(2) with 4 stages; L-stable and stiffly accurate.
 
     Its extension is of order 3.
@@ -73,10 +75,10 @@ def Kvaerno3() -> ESDIRK:
     !!! example
         `dj.solve(prob, dj.Kvaerno3(), rtol=1e-4)`
     """
-    return ESDIRK(tableaus.KVAERNO3)
+    return ESDIRK(tableaus.KVAERNO3, linear_solver)
 
 
-def Kvaerno4() -> ESDIRK:
+def Kvaerno4(*, linear_solver: GMRES | None = None) -> ESDIRK:
     """An ESDIRK method of order 4(3) with 5 stages; L-stable and stiffly accurate.
 
     Its extension is of order 3.
@@ -87,10 +89,10 @@ def Kvaerno4() -> ESDIRK:
     !!! example
         `dj.solve(prob, dj.Kvaerno4(), rtol=1e-5)`
     """
-    return ESDIRK(tableaus.KVAERNO4)
+    return ESDIRK(tableaus.KVAERNO4, linear_solver)
 
 
-def Kvaerno5() -> ESDIRK:
+def Kvaerno5(*, linear_solver: GMRES | None = None) -> ESDIRK:
     """An ESDIRK method of order 5(4) with 7 stages; L-stable and stiffly accurate.
 
     The first of these to try at tight tolerances. Its extension is of order 4.
@@ -101,10 +103,10 @@ def Kvaerno5() -> ESDIRK:
     !!! example
         `dj.solve(prob, dj.Kvaerno5(), rtol=1e-6)`
     """
-    return ESDIRK(tableaus.KVAERNO5)
+    return ESDIRK(tableaus.KVAERNO5, linear_solver)
 
 
-def KenCarp3() -> ESDIRK:
+def KenCarp3(*, linear_solver: GMRES | None = None) -> ESDIRK:
     """An ESDIRK method of order 3(2) with 4 stages; L-stable and stiffly accurate.
 
     Its extension is of order 3.
@@ -115,10 +117,10 @@ def KenCarp3() -> ESDIRK:
     !!! example
         `dj.solve(prob, dj.KenCarp3(), rtol=1e-4)`
     """
-    return ESDIRK(tableaus.KENCARP3)
+    return ESDIRK(tableaus.KENCARP3, linear_solver)
 
 
-def KenCarp4() -> ESDIRK:
+def KenCarp4(*, linear_solver: GMRES | None = None) -> ESDIRK:
     """An ESDIRK method of order 4(3) with 6 stages; L-stable and stiffly accurate.
 
     The first of these to try at loose tolerances. Its extension is of order 3.
@@ -129,10 +131,10 @@ def KenCarp4() -> ESDIRK:
     !!! example
         `dj.solve(prob, dj.KenCarp4(), rtol=1e-5)`
     """
-    return ESDIRK(tableaus.KENCARP4)
+    return ESDIRK(tableaus.KENCARP4, linear_solver)
 
 
-def KenCarp47() -> ESDIRK:
+def KenCarp47(*, linear_solver: GMRES | None = None) -> ESDIRK:
     """An ESDIRK method of order 4(3) with 7 stages; L-stable and stiffly accurate.
 
     The cheapest of order 4 in most problems. Its extension is of order 4.
@@ -143,10 +145,10 @@ def KenCarp47() -> ESDIRK:
     !!! example
         `dj.solve(prob, dj.KenCarp47(), rtol=1e-5)`
     """
-    return ESDIRK(tableaus.KENCARP47)
+    return ESDIRK(tableaus.KENCARP47, linear_solver)
 
 
-def KenCarp5() -> ESDIRK:
+def KenCarp5(*, linear_solver: GMRES | None = None) -> ESDIRK:
     """An ESDIRK method of order 5(4) with 8 stages; L-stable and stiffly accurate.
 
     Its extension is of order 4.
@@ -157,10 +159,10 @@ def KenCarp5() -> ESDIRK:
     !!! example
         `dj.solve(prob, dj.KenCarp5(), rtol=1e-6)`
     """
-    return ESDIRK(tableaus.KENCARP5)
+    return ESDIRK(tableaus.KENCARP5, linear_solver)
 
 
-def KenCarp58() -> ESDIRK:
+def KenCarp58(*, linear_solver: GMRES | None = None) -> ESDIRK:
     """An ESDIRK method of order 5(4) with 8 stages; L-stable and stiffly accurate.
 
     Its extension is of order 4.
@@ -171,4 +173,4 @@ def KenCarp58() -> ESDIRK:
     !!! example
         `dj.solve(prob, dj.KenCarp58(), rtol=1e-6)`
     """
-    return ESDIRK(tableaus.KENCARP58)
+    return ESDIRK(tableaus.KENCARP58, linear_solver)

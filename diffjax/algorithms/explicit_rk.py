@@ -44,6 +44,12 @@ class ExplicitRungeKutta(TableauMethod):
     unroll: bool = eqx.field(static=True, default=True)
 
     @property
+    def stability(self) -> float | None:
+        tableau = self.tableau
+        known = tableau.stages >= 3 and tableau.c[-2] == tableau.c[-1]
+        return tableau.stability if known else None
+
+    @property
     def init_counts(self) -> dict[str, int]:
         return {"nf": 1} if self.tableau.fsal else {}
 
@@ -155,8 +161,8 @@ class ExplicitRungeKutta(TableauMethod):
 
     def stiffness(self, dt: Array, u: State, stages: PyTree) -> Float[Array, ""] | None:
         """The quotient of two stages at the same time (HW II, section IV.2, page 22)."""
-        tableau = self.tableau
-        if tableau.stability is None or tableau.stages < 3 or tableau.c[-2] != tableau.c[-1]:
+        tableau, stability = self.tableau, self.stability
+        if stability is None:
             return None
         before, last = (advance(u, dt, row, stages) for row in tableau.a[-2:])
         slope = _largest_difference(stages[-1], stages[-2])
@@ -165,4 +171,4 @@ class ExplicitRungeKutta(TableauMethod):
         # where nothing moves, nothing is stiff.
         size = jax.lax.stop_gradient(jnp.where(distance > 0, distance, 1))
         rho = (slope / size) / jnp.where(distance > 0, distance / size, 1)
-        return scaled(rho, jnp.abs(dt)) / tableau.stability
+        return scaled(rho, jnp.abs(dt)) / stability

@@ -1,33 +1,60 @@
 """What implicit methods see of a vector field: real coordinates, Jacobian, mass matrix."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float
 
 from ..linear.coordinates import Coordinates
-from ..linear.dense import factorize, times
+from ..linear.dense import Matrix, factorize, mass_times, rows_of, shifted
 from ..linear.jacobian import value_and_jacobian, varying_like
+from ..linear.krylov import GMRES, MatrixFree
 from .base import Field, State
 
 Vector = Float[Array, " n"]
-Matrix = Float[Array, "n n"]
+# df/dv; of F(v', v, t) = 0 the pair of dF/dv' and dF/dv.
+Jacobian = Matrix | tuple[Matrix, Matrix]
 
 
 class VectorField:
-    """M v' = f(t, v) in the real coordinates of states like `u`."""
+    """M v' = f(t, v), or F(v', v, t) = 0, in the real coordinates of states like `u`.
 
-    def __init__(self, field: Field, u: State) -> None:
+    With a `solver` its Jacobian is known by products alone; `exact` solves are to rounding.
+    """
+
+    def __init__(
+        self, field: Field, u: State, solver: GMRES | None = None, exact: bool = True
+    ) -> None:
         self.field, self.coordinates = field, Coordinates(u)
+        self.solver, self.exact = solver, exact
 
     def f(self, t: Array, v: Vector) -> Vector:
         return self.coordinates.flatten(self.field.f(t, self.coordinates.unflatten(v)))
 
     def value_and_jacobian(self, t: Array, v: Vector) -> tuple[Vector, Matrix]:
         """f and df/dv."""
+        sparsity = self.field.sparsity
+        if self.solver is not None:
+            return self._value_and_products(self.solver, t, v)
         if self.field.jac_args is not None:
-            return self.f(t, v), self.field.jac(t, self.coordinates.unflatten(v))
-        return value_and_jacobian(lambda v: self.f(t, v), v)
+            given = self.field.jac(t, self.coordinates.unflatten(v))
+            return self.f(t, v), given if sparsity is None else sparsity.of_dense(given)
+        find = value_and_jacobian if sparsity is None else sparsity.value_and_jacobian
+        return find(lambda v: self.f(t, v), v)
+
+    def _value_and_products(self, solver: GMRES, t: Array, v: Vector) -> tuple[Vector, MatrixFree]:
+        value, push = jax.linearize(lambda v: self.f(t, v), v)
+        back = self.coordinates.unflatten
+
+        def near_inverse(gamma_dt: Array) -> Callable[[Vector], Vector]:
+            assert solver.preconditioner is not None
+            apply = solver.preconditioner(back(v), gamma_dt)
+            return lambda r: self.coordinates.flatten(apply(back(r)))
+
+        given = None if solver.preconditioner is None else near_inverse
+        return value, MatrixFree(push, v, solver, given, self.exact)
 
     def time_derivative(self, t: Array, v: Vector) -> Vector | None:
         """df/dt; None where it is zero for certain."""
@@ -38,25 +65,33 @@ class VectorField:
 
     def mass_times(self, v: Vector) -> Vector:
         """M v."""
-        mass = self.field.mass
-        if mass is None:
-            return v
-        return mass * v if mass.ndim == 1 else times(mass, v)
+        return mass_times(self.field.mass, v)
 
     def residual(self, t: Array, v: Vector, slope: Vector) -> Vector:
-        """f - M v' with another derivative v', which is what the equation wants to be zero."""
-        return self.f(t, v) - self.mass_times(slope)
+        """f - M v' with another derivative v', or -F: what the equation wants to be zero."""
+        if self.field.slope is None:
+            return self.f(t, v) - self.mass_times(slope)
+        back = self.coordinates.unflatten
+        return -self.coordinates.flatten(self.field.residual(t, back(slope), back(v)))
 
-    def shifted(self, scale: Array, jacobian: Matrix) -> Matrix:
-        """scale*M - df/dv, complex if the scale is."""
+    def jacobian(self, t: Array, v: Vector, slope: Vector) -> Jacobian:
+        """What `shifted` makes the residual's derivatives of."""
+        if self.field.slope is None:
+            return self.value_and_jacobian(t, v)[1]
+        _, of_slope = value_and_jacobian(lambda slope: -self.residual(t, v, slope), slope)
+        _, of_state = value_and_jacobian(lambda v: -self.residual(t, v, slope), v)
+        return of_slope, of_state
+
+    def shifted(self, scale: Array, jacobian: Jacobian) -> Matrix:
+        """scale*M - df/dv, or scale*dF/dv' + dF/dv; complex if the scale is."""
+        if isinstance(jacobian, MatrixFree):
+            return shifted(scale, self.field.mass, jacobian)
         mass, dtype = self.field.mass, scale.dtype
         jacobian = jtu.tree_map(lambda x: x.astype(dtype), jacobian)
-        mass = None if mass is None else mass.astype(dtype)
-        if mass is not None and mass.ndim == 2:
-            return scale * mass - jacobian
-        identity = jnp.eye(jacobian.shape[0], dtype=jacobian.dtype)
-        diagonal = scale if mass is None else (scale * mass)[:, None]
-        return diagonal * identity - jacobian
+        if isinstance(jacobian, tuple):
+            of_slope, of_state = jacobian
+            return scale * of_slope + of_state
+        return shifted(scale, None if mass is None else mass.astype(dtype), jacobian)
 
     def algebraic(self) -> Bool[Array, " n"] | None:
         """Which rows of M are zero; None without a mass matrix."""
@@ -75,15 +110,21 @@ class VectorField:
             return self.f(t, v)
         value, jacobian = self.value_and_jacobian(t, v)
         in_time = self.time_derivative(t, v)
-        mass = self.shifted(jnp.ones((), v.dtype), jnp.zeros_like(jacobian))
+        mass = self.shifted(jnp.ones((), v.dtype), 0.0 * jacobian)
         implied = jnp.zeros_like(value) if in_time is None else -in_time
-        matrix = jnp.where(algebraic[:, None], jacobian, mass)
+        matrix = rows_of(algebraic, jacobian, mass)
         return factorize(matrix)(jnp.where(algebraic, implied, value))
 
 
-def derivative(field: Field, t: Array, u: State) -> State:
-    """u', which with a mass matrix is not f."""
+def derivative(field: Field, t: Array, u: State, solver: GMRES | None = None) -> State:
+    """u', which with a mass matrix is not f.
+
+    An equation F(u', u, p, t) = 0 has no formula for it: then it is what it is at the start, which
+    is where a solve asks for it.
+    """
+    if field.slope is not None:
+        return field.slope
     if field.mass is None:
         return field.f(t, u)
-    view = VectorField(field, u)
+    view = VectorField(field, u, solver)
     return view.coordinates.unflatten(view.derivative(t, view.coordinates.flatten(u)))

@@ -15,6 +15,10 @@ make them short, so that no matrix of three times the size is ever formed.
 
 What a step hands to the next only saves work: its stages, whose polynomial goes on into the next
 step as a first guess, how fast its iteration was, and for larger systems the matrices.
+
+Of a fully implicit F(u', u, p, t) = 0 the equations are F((a^-1 z)_i / dt, u + z_i, t_i) = 0,
+with dF/du' for M and -dF/du for J. Both depend on u', so that its value at the end of a step is
+handed on too; as a choice, since it has a say in the iterations and none in where they end.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,19 +32,18 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Complex, Float, Int, PyTree
 
 from ..linear.coordinates import Coordinates
-from ..linear.dense import factorize
+from ..linear.dense import factorize, row_sum_norm
 from ..linear.newton import NewtonResult, Stop, implicit_solution, newton, relative_size, trusted
-from ..linear.reuse import KEPT, Matrices, renewed, scaled, settled
+from ..linear.reuse import Matrices, are_kept, renewed, scaled, settled
 from . import tableaus
 from .base import Field, Memory, Norm, State, StepResult, TableauMethod
-from .implicit import VectorField
+from .implicit import Jacobian, VectorField
 from .iterating import SLOW, Work, error_or_failed
 from .stages import evaluate_extension
 from .tableaus.radau import RadauTableau
 
 Vector = Float[Array, " n"]
 Stages = Float[Array, "3 n"]
-Matrix = Float[Array, "n n"]
 
 # The estimate is of order 3 and the solution of order 5: RADAU5 holds the estimate to a tenth of
 # rtol^(2/3), instead of rtol, where that is looser.
@@ -105,7 +108,7 @@ class RadauIIA(TableauMethod):
     - `tableau`: the coefficients.
     """
 
-    takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem"})
+    takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem", "DAEProblem"})
     takes_mass_matrix: ClassVar[bool] = True
     counted: ClassVar[tuple[str, ...]] = Work._fields
 
@@ -115,14 +118,18 @@ class RadauIIA(TableauMethod):
         coordinates = Coordinates(u)
         n, dtype = coordinates.size, coordinates.dtype
         zero, one = jnp.zeros((), dtype), jnp.ones((), dtype)
-        matrices = Matrices.none(n, dtype, _shifts(self.tableau)) if n > KEPT else None
+        implicit = field.slope is not None
+        kept = are_kept(n, field.sparsity) and not implicit
+        matrices = Matrices.none(n, dtype, _shifts(self.tableau)) if kept else None
         stages = jnp.zeros((3, n), dtype)
-        return Memory(cache=_Cache(stages, zero, one, jnp.zeros((), bool), matrices))
+        choice = jax.lax.stop_gradient(coordinates.flatten(field.slope)) if implicit else None
+        return Memory(choice=choice, cache=_Cache(stages, zero, one, jnp.zeros((), bool), matrices))
 
     def step(
         self, field: Field, t: Array, dt: Array, u: State, memory: Memory, norm: Norm | None
     ) -> StepResult:
-        equations = _Equations(self.tableau, field, t, dt.astype(Coordinates(u).dtype), u)
+        h = dt.astype(Coordinates(u).dtype)
+        equations = _Equations(self.tableau, field, t, h, u, memory.choice)
         coordinates, start = equations.view.coordinates, equations.start
         cache: _Cache = memory.cache
         still = equations.of(jax.lax.stop_gradient(equations.arguments))
@@ -139,20 +146,24 @@ class RadauIIA(TableauMethod):
         accepted, rejected = None, None
         if solved.matrices is not None:
             accepted, rejected = solved.matrices.handed_on(done.rate > SLOW), solved.matrices
+        choice = None if memory.choice is None else still.slopes(done.x)[-1]
         # A guess that the iteration failed from is not made again.
         known = jnp.where(done.converged, cache.dt, 0)
         return StepResult(
             u=u_end,
             error=error,
             ok=done.converged,
-            memory=Memory(cache=_Cache(done.x, still.h, done.rate, done.converged, accepted)),
+            memory=Memory(
+                choice=choice, cache=_Cache(done.x, still.h, done.rate, done.converged, accepted)
+            ),
             memory_if_rejected=Memory(
+                choice=memory.choice,
                 cache=cache._replace(
                     dt=known,
                     rate=jnp.ones_like(done.rate),
                     steady=jnp.zeros_like(cache.steady),
                     matrices=rejected,
-                )
+                ),
             ),
             stages=(stages, smooth),
             counts=jnp.stack(work),
@@ -163,8 +174,8 @@ class RadauIIA(TableauMethod):
         coordinates = Coordinates(u)
         increments, estimate = stages
         known = jnp.concatenate([increments, estimate[None]])
-        columns = zip(*self.tableau.dense.weights, strict=True)
-        return (u, *(coordinates.unflatten(_mix([column], known)[0]) for column in columns))
+        columns = list(zip(*self.tableau.dense.weights, strict=True))
+        return (u, *map(coordinates.unflatten, _mix(columns, known)))
 
     def interpolate(self, coefficients: PyTree, theta: Array) -> State:
         return evaluate_extension(coefficients, theta)
@@ -176,10 +187,18 @@ def _shifts(tableau: RadauTableau) -> tuple[float, complex]:
 
 
 class _Equations:
-    """The equations of a step from (t, u)."""
+    """The equations of a step from (t, u); `slope` is u' there, where the matrices need it."""
 
-    def __init__(self, tableau: RadauTableau, field: Field, t: Array, h: Array, u: State) -> None:
-        self.tableau, self.field, self.t, self.h = tableau, field, t, h
+    def __init__(
+        self,
+        tableau: RadauTableau,
+        field: Field,
+        t: Array,
+        h: Array,
+        u: State,
+        slope: Vector | None,
+    ) -> None:
+        self.tableau, self.field, self.t, self.h, self.slope = tableau, field, t, h, slope
         self.view = VectorField(field, u)
         self.start = self.view.coordinates.flatten(u)
 
@@ -191,26 +210,35 @@ class _Equations:
         """The same with other `arguments`."""
         t, h, start, *leaves = arguments
         field = jtu.tree_unflatten(jtu.tree_structure(self.field), leaves)
-        return _Equations(self.tableau, field, t, h, self.view.coordinates.unflatten(start))
+        u = self.view.coordinates.unflatten(start)
+        return _Equations(self.tableau, field, t, h, u, self.slope)
+
+    def slopes(self, stages: Stages) -> Stages:
+        """The derivative of the solution at each stage."""
+        return _mix(self.tableau.slopes, stages) / self.h
 
     def residual(self, stages: Stages) -> Stages:
         """What the equations of the stages want to be zero."""
         nodes = jnp.asarray(self.tableau.c, self.h.dtype)
         times = self.t + (nodes * self.h).astype(self.t.dtype)
-        slopes = _mix(self.tableau.slopes, stages) / self.h
+        slopes = self.slopes(stages)
         one = jax.vmap(lambda t, z, slope: self.view.residual(t, self.start + z, slope))
         return one(times, stages, slopes)
 
     def defect(self, stages: Stages, start: Vector) -> Vector:
         """By how much the polynomial of the stages misses the equation at the start of the step."""
-        slope = _mix((self.tableau.initial_slope,), stages)[0] / self.h
-        return self.view.residual(self.t, start, slope)
+        return self.view.residual(self.t, start, self.initial_slope(stages))
+
+    def initial_slope(self, stages: Stages) -> Vector:
+        """The derivative of the polynomial of the stages at the start."""
+        return _mix((self.tableau.initial_slope,), stages)[0] / self.h
 
     def filter_residual(self, x: Vector, stages: Stages) -> Vector:
         """What the equation of the error estimate (`_StageSolver.estimate`) wants to be zero."""
-        moved = jax.jvp(lambda v: self.view.f(self.t, v), (self.start,), (x,))[1]
-        scale = self.tableau.shift / self.h
-        return self.defect(stages, self.start) + moved - scale * self.view.mass_times(x)
+        at = self.start, self.initial_slope(stages)
+        along = x, self.tableau.shift / self.h * x
+        value, moved = jax.jvp(lambda v, slope: self.view.residual(self.t, v, slope), at, along)
+        return value + moved
 
     def with_derivatives(
         self, stages: Stages, estimate: Vector, systems: _Systems
@@ -258,7 +286,7 @@ class _StageSolver:
         systems = _Systems(self.tableau, real, complex)
         done = self.attempt(cache, systems)
         one = jnp.ones((), jnp.int32)
-        regular = jnp.all(jnp.isfinite(jacobian))
+        regular = jnp.isfinite(sum(map(jnp.sum, jtu.tree_leaves(jacobian))))
         return _Solved(done, systems, None, _work(done, one, 2 * one), regular)
 
     def _solve_with(self, cache: _Cache, matrices: Matrices) -> _Solved:
@@ -277,11 +305,14 @@ class _StageSolver:
             return done, _work(done, njac, nfactor)
 
         matrices, done, work = settled(matrices, renew, attempt)
-        regular = jnp.all(jnp.isfinite(matrices.jacobian))
+        regular = jnp.isfinite(row_sum_norm(matrices.jacobian))
         return _Solved(done, systems(matrices), matrices, work, regular)
 
-    def jacobian(self) -> Matrix:
-        return self.view.value_and_jacobian(self.equations.t, self.start)[1]
+    def jacobian(self) -> Jacobian:
+        slope = self.equations.slope
+        # Without a say where the equation is not fully implicit.
+        slope = jnp.zeros_like(self.start) if slope is None else slope
+        return self.view.jacobian(self.equations.t, self.start, slope)
 
     def attempt(self, cache: _Cache, systems: _Systems) -> NewtonResult:
         return newton(
@@ -301,7 +332,11 @@ class _StageSolver:
         powers = jnp.stack([theta - 1, theta**2 - 1, theta**3 - 1], axis=1)
         ahead = _mix(powers, _mix(self.tableau.extrapolation, cache.stages))
         rate = jnp.where(self.h < _ALIKE * cache.dt, trusted(cache.rate), 1)
-        return jnp.where(serves, ahead, 0), rate
+        slope = self.equations.slope
+        if slope is None:
+            return jnp.where(serves, ahead, 0), rate
+        straight = self.h * jnp.asarray(self.tableau.c, self.h.dtype)[:, None] * slope[None, :]
+        return jnp.where(serves, ahead, straight), rate
 
     def estimate(self, solved: _Solved, start: Vector) -> Vector:
         """The error of the step, by the defect under the real matrix (HW II, equation IV.8.19).

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ..linear.coordinates import Coordinates
-from ..linear.dense import factorize
+from ..linear.dense import factorize, row_sum_norm
 from .base import Field, Memory, Norm, State, StepResult, TableauMethod
 from .implicit import VectorField
-from .stages import combine, evaluate_extension
+from .stages import combine, evaluate_extension, scaled
 from .tableaus.rosenbrock import RosenbrockTableau
 
 
@@ -46,7 +46,7 @@ class Rosenbrock(TableauMethod):
         tableau, view = self.tableau, VectorField(field, u)
         coordinates = view.coordinates
         start = coordinates.flatten(u)
-        stages = self._stages(view, t, dt, start)
+        stages, radius = self._stages(view, t, dt, start)
         u_end = coordinates.unflatten(start + _sum(tableau.b, stages))
         error = None
         if norm is not None:
@@ -59,9 +59,13 @@ class Rosenbrock(TableauMethod):
             memory=memory,
             memory_if_rejected=memory,
             stages=tuple(stages),
+            stiffness=scaled(radius, jnp.abs(dt)),
         )
 
-    def _stages(self, view: VectorField, t: Array, dt: Array, start: Array) -> list[Array]:
+    def _stages(
+        self, view: VectorField, t: Array, dt: Array, start: Array
+    ) -> tuple[list[Array], Array]:
+        """The stages, and a bound of the eigenvalues."""
         tableau, h = self.tableau, dt.astype(start.dtype)
         slope, jacobian = view.value_and_jacobian(t, start)
         in_time = view.time_derivative(t, start)
@@ -76,7 +80,7 @@ class Rosenbrock(TableauMethod):
             if stages:
                 right = right + view.mass_times(_sum(coupling, stages) / h)
             stages.append(solve(right))
-        return stages
+        return stages, row_sum_norm(jacobian)
 
     def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:
         """The coefficients of a polynomial in theta; see `evaluate_extension`."""

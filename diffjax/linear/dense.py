@@ -17,9 +17,14 @@ import jax
 import jax.custom_batching
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-Matrix = Float[Array, "n n"]
+from .band import Band
+from .krylov import MatrixFree
+
+# A `Dense` matrix, a `Band` or a `MatrixFree`: who only factorises it need not know which.
+Matrix = Any
+Dense = Float[Array, "n n"]
 Vector = Float[Array, " n"]
 
 # The largest sizes that are inverted number by number, and inverted at all. Measured in Rodas5P on
@@ -34,6 +39,8 @@ def factorize(matrix: Matrix) -> Callable[[Vector], Vector]:
 
     x is not finite if the matrix is singular.
     """
+    if isinstance(matrix, Band | MatrixFree):
+        return matrix.factorize()
     if matrix.shape[0] <= INVERTED:
         inverse = _inverse(matrix)
         return lambda b: times(inverse, b)
@@ -46,8 +53,42 @@ def factorize(matrix: Matrix) -> Callable[[Vector], Vector]:
     )
 
 
+def shifted(scale: Array, mass: Array | None, matrix: Matrix) -> Matrix:
+    """scale*M minus a matrix; M is given by its diagonal, or all of it, None for the identity."""
+    if isinstance(matrix, MatrixFree):
+        return matrix.shifted(scale, lambda x: mass_times(mass, x))
+    if isinstance(matrix, Band):
+        return matrix.shifted(scale, mass)
+    if mass is not None and mass.ndim == 2:
+        return scale * mass - matrix
+    identity = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+    diagonal = scale if mass is None else (scale * mass)[:, None]
+    return diagonal * identity - matrix
+
+
+def rows_of(chosen: Bool[Array, " n"], matrix: Matrix, other: Matrix) -> Matrix:
+    """The chosen rows of a matrix, and the rest of another of the same form."""
+    if isinstance(matrix, Band):
+        assert isinstance(other, Band)
+        return other.with_rows_of(matrix, chosen)
+    if isinstance(matrix, MatrixFree):
+        assert isinstance(other, MatrixFree)
+        return other.with_rows_of(matrix, chosen)
+    assert not isinstance(other, Band | MatrixFree)
+    return jnp.where(chosen[:, None], matrix, other)
+
+
+def mass_times(mass: Array | None, x: Vector) -> Vector:
+    """M x; M is given as in `shifted`."""
+    if mass is None:
+        return x
+    return mass * x if mass.ndim == 1 else times(mass, x)
+
+
 def times(matrix: Matrix, x: Vector) -> Vector:
     """`matrix @ x`, which XLA compiles in place where it hands a product to a library."""
+    if isinstance(matrix, Band | MatrixFree):
+        return matrix.times(x)
     if matrix.shape[0] > BY_NUMBERS:
         return jnp.sum(matrix * x[None, :], axis=1)
     # Number by number, so that of many lanes each number is one vector.
@@ -56,7 +97,30 @@ def times(matrix: Matrix, x: Vector) -> Vector:
     return jnp.stack([sum(row[1:], start=row[0]) for row in terms])
 
 
-def _product(a: Matrix, b: Matrix) -> Matrix:
+def is_regular(matrix: Dense) -> Bool[Array, ""]:
+    """Whether a matrix is not singular to rounding, in the 1-norm and with its rows scaled.
+
+    A singular Jacobian belongs to a root that is not isolated, such as an equilibrium with a
+    conserved quantity: rounding would decide which of its neighbours is found, and what its
+    derivative is.
+    """
+    largest = jnp.max(jnp.abs(matrix), axis=1, keepdims=True)
+    scaled = matrix / largest
+    rounding = 10 * matrix.shape[0] * float(jnp.finfo(matrix.dtype).eps)
+    inverse = _inverse(scaled) if matrix.shape[0] <= INVERTED else jnp.linalg.inv(scaled)
+    sizes = [jnp.max(jnp.sum(jnp.abs(x), axis=0)) for x in (scaled, inverse)]
+    return sizes[0] * sizes[1] * rounding < 1
+
+
+def row_sum_norm(matrix: Matrix) -> Float[Array, ""]:
+    """The largest sum of absolute values of a row: a bound of the eigenvalues."""
+    if isinstance(matrix, MatrixFree):
+        return matrix.row_sum_norm()
+    rows = matrix.rows if isinstance(matrix, Band) else matrix
+    return jnp.max(jnp.sum(jnp.abs(jax.lax.stop_gradient(rows)), axis=1))
+
+
+def _product(a: Dense, b: Dense) -> Dense:
     """`a @ b`, as a sum too."""
     return jnp.sum(a[:, :, None] * b[None, :, :], axis=1)
 
@@ -75,18 +139,18 @@ def _divided(row: list[Array], pivot: Array) -> list[Array]:
 
 
 @jax.custom_jvp
-def _inverse(matrix: Matrix) -> Matrix:
+def _inverse(matrix: Dense) -> Dense:
     by_numbers = matrix.shape[0] <= BY_NUMBERS
     return _inverse_by_numbers(matrix) if by_numbers else _inverse_by_columns(matrix)
 
 
 @_inverse.defjvp
-def _(primals: tuple[Matrix], tangents: tuple[Matrix]) -> tuple[Matrix, Matrix]:
+def _(primals: tuple[Dense], tangents: tuple[Dense]) -> tuple[Dense, Dense]:
     inverse = _inverse(*primals)
     return inverse, -_product(_product(inverse, *tangents), inverse)
 
 
-def _inverse_by_numbers(matrix: Matrix) -> Matrix:
+def _inverse_by_numbers(matrix: Dense) -> Dense:
     """Gauss-Jordan elimination written out; under `vmap` every number becomes a vector."""
     n = matrix.shape[0]
     one, zero = jnp.ones((), matrix.dtype), jnp.zeros((), matrix.dtype)
@@ -109,7 +173,7 @@ def _inverse_by_numbers(matrix: Matrix) -> Matrix:
 
 
 @jax.custom_batching.custom_vmap
-def _inverse_by_columns(matrix: Matrix) -> Matrix:
+def _inverse_by_columns(matrix: Dense) -> Dense:
     """Gauss-Jordan elimination, a loop over columns."""
     n = matrix.shape[0]
     row, column = jnp.arange(n), jnp.arange(2 * n)

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
+from .jacobian import varying_like
+
 # One vector, or several side by side.
 Vector = Float[Array, "... n"]
 
@@ -137,8 +139,11 @@ def newton(
             failed |= later & (~shrinks | (left * rate**remaining > stop.left))
         return _Carry(x, size, rate, iterations, converged, failed & ~converged)
 
-    no = jnp.zeros((), bool)
-    carry = _Carry(start, one, rate, jnp.zeros((), jnp.int32), no, no)
+    def like(constant: Array) -> Array:
+        return varying_like(jnp.sum(start), constant)
+
+    no, none = like(jnp.zeros((), bool)), like(jnp.zeros((), jnp.int32))
+    carry = _Carry(start, like(one), like(rate), none, no, no)
     carry = jax.lax.while_loop(lambda c: ~(c.converged | c.failed), iterate, carry)
     return NewtonResult(carry.x, carry.converged, carry.rate, carry.iterations)
 

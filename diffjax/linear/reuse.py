@@ -15,7 +15,9 @@ import jax.scipy.linalg as jsl
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-Matrix = Float[Array, "n n"]
+from .dense import Matrix
+from .sparsity import Sparsity
+
 Shifts = tuple[float | complex, ...]
 Done = TypeVar("Done")
 Work = TypeVar("Work")
@@ -26,6 +28,11 @@ Work = TypeVar("Work")
 KEPT = 200
 # HW II, section IV.8, and CVODE: a factorisation serves while gamma*dt moves by less than a fifth.
 SAME_SCALE = 0.2
+
+
+def are_kept(n: int, sparsity: Sparsity | None) -> bool:
+    """Whether matrices of so many rows are worth keeping; those of a band are not."""
+    return n > KEPT and (sparsity is None or sparsity.band is None)
 
 
 def scaled(shift: float | complex, x: Array) -> Array:
@@ -72,8 +79,8 @@ class Matrices(NamedTuple):
 def renewed(
     old: Matrices,
     scale: Float[Array, ""],
-    jacobian: Callable[[], Matrix],
-    shifted: Callable[[Array, Matrix], Matrix],
+    jacobian: Callable[[], Any],
+    shifted: Callable[[Array, Any], Matrix],
     shifts: Shifts,
     want_jacobian: Bool[Array, ""],
 ) -> tuple[Matrices, Int[Array, ""], Int[Array, ""]]:

@@ -10,6 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from ..algorithms.base import Algorithm
+from ..algorithms.explicit_methods import Tsit5
 from ..problems import ODEProblem
 from ..solution import Solution
 from ..solve import solve
@@ -47,7 +48,7 @@ class NeuralODE(eqx.Module):
     - `model`: any callable, usually an equinox network, that maps a state to its derivative:
         `model(u)`, or `model(u, t)` with `time_dependent=True`.
     - `tspan`: the pair `(t0, t1)`.
-    - `alg`: the algorithm, as in `dj.solve`.
+    - `alg`: the algorithm, by default `dj.Tsit5()`, since few networks are stiff.
     - `time_dependent`: whether the model takes the time.
     - `solve_options`: any keyword argument of `dj.solve`, for example `saveat`, `rtol`, `adjoint`.
 
@@ -69,7 +70,7 @@ class NeuralODE(eqx.Module):
 
     model: Callable[..., Any]
     tspan: Any
-    alg: Algorithm | None
+    alg: Algorithm
     time_dependent: bool = eqx.field(static=True)
     solve_options: dict[str, Any]
 
@@ -86,7 +87,7 @@ class NeuralODE(eqx.Module):
             raise TypeError(f"model must be callable, model(u), got {type(model).__name__}.")
         self.model = model
         self.tspan = _settings(tspan)
-        self.alg = alg
+        self.alg = Tsit5() if alg is None else alg
         self.time_dependent = time_dependent
         self.solve_options = _settings(solve_options)
 

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import numpy as np
 from jaxtyping import PyTree
 
 from .base import Problem, hold, hold_span
 from .parts import Parts, UserFunction, is_array
+from .pattern import hold_sparsity
 
 
 class ODEProblem(Problem):
@@ -25,13 +27,21 @@ class ODEProblem(Problem):
     - `p`: parameters, any pytree; an equinox network is a fine one.
     - `mass_matrix`: M, constant, of shape (n, n), or (n,) for its diagonal, where n counts the
         elements of `u0` (a pytree's leaf by leaf); by default the identity. It may be singular: a
-        row of zeros makes that equation algebraic, 0 = f_i, and `u0` must satisfy it. It is
-        differentiated like `p`.
+        row of zeros makes that equation algebraic, 0 = f_i; a `u0` that does not satisfy it is
+        changed as `solve(..., initialize=)` says. It is differentiated like `p`.
     - `jac`: a function `jac(u, p, t)` for the Jacobian of f, of shape (n, n); by default it is
         computed by forward derivatives.
+    - `jac_sparsity`: where the Jacobian of f (and a dense `mass_matrix`) may have entries: a pair
+        `(lower, upper)` of bandwidths, the number of diagonals below and above the main one; a
+        boolean pattern, an array (n, n) of NumPy or SciPy's sparse; or `"detect"`, to find it by
+        tracing f. The columns are then computed together, and if the coordinates can be put in an
+        order in which the entries are near the diagonal, linear systems cost what is linear in n;
+        otherwise they are solved as dense ones. With `jac` too, what that returns is still (n, n),
+        and entries outside are ignored. A pattern that misses entries makes steps wrong or slow:
+        `dj.check_sparsity(prob)` tells.
 
     **Raises:** `TypeError` if `f` or `jac` is not callable; `ValueError` or `TypeError` for a bad
-    `tspan`.
+    `tspan` or `jac_sparsity`.
 
     !!! example
         ```python
@@ -45,6 +55,7 @@ class ODEProblem(Problem):
     _p: Parts
     _mass_matrix: Parts | None
     _jac: UserFunction | None
+    _jac_sparsity: Any = eqx.field(static=True)
 
     def __init__(
         self,
@@ -55,6 +66,7 @@ class ODEProblem(Problem):
         *,
         mass_matrix: Any = None,
         jac: Callable[[Any, Any, Any], Any] | None = None,
+        jac_sparsity: Any = None,
     ) -> None:
         if not callable(f):
             raise TypeError(f"f must be a function f(u, p, t), got {type(f).__name__}.")
@@ -66,6 +78,7 @@ class ODEProblem(Problem):
         self._p = Parts(p)
         self._mass_matrix = None if mass_matrix is None else Parts(_as_array(mass_matrix))
         self._jac = None if jac is None else UserFunction(jac)
+        self._jac_sparsity = hold_sparsity(jac_sparsity)
 
     @property
     def f(self) -> Callable[[Any, Any, Any], Any]:
@@ -97,6 +110,11 @@ class ODEProblem(Problem):
         """The Jacobian of the vector field, if one was given."""
         return None if self._jac is None else self._jac.value
 
+    @property
+    def jac_sparsity(self) -> Any:
+        """Where the Jacobian may have entries: a pair, `"detect"`, or a `Pattern`."""
+        return self._jac_sparsity
+
     def arguments(self) -> dict[str, Any]:
         return {
             "f": self.f,
@@ -105,6 +123,7 @@ class ODEProblem(Problem):
             "p": self.p,
             "mass_matrix": self.mass_matrix,
             "jac": self.jac,
+            "jac_sparsity": self.jac_sparsity,
         }
 
 

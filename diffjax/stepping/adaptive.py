@@ -142,7 +142,7 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         target = stop if self.limit is None else jnp.minimum(stop, self.limit)
         remaining = target - c.t if c.t_low is None else (target - c.t) - c.t_low
         landing = c.dt * LANDING_STRETCH >= remaining
-        dt = jnp.where(landing, remaining, c.dt)
+        dt = jnp.where(landing, remaining, self._looking_ahead(c, stop))
         result = self.alg.step(self.field, c.t, dt, c.u, c.memory, self.norm)
         assert result.error is not None
         error = jax.lax.stop_gradient(result.error)
@@ -176,6 +176,15 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         landed = jnp.where(on_stop, index, -1)
         return state, Record(Step(c.t, dt, c.u, c.memory.lasting, result.stages), accepted, landed)
 
+    def _looking_ahead(self, c: AdaptiveState, stop: Array) -> Float[Array, ""]:
+        """The planned step; half of the way to a stop if that is less than two steps off.
+
+        Of methods that remember past values, which a sliver of a step would spoil.
+        """
+        if c.memory.history is None:
+            return c.dt
+        return jnp.where(2 * c.dt > stop - c.t, (stop - c.t) / 2, c.dt)
+
     def _next_dt(
         self,
         c: AdaptiveState,
@@ -187,12 +196,12 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
     ) -> tuple[Array, PyTree]:
         controller, ok = self.plan.controller, result.ok
         assert controller is not None
-        if result.dt_next is None:
-            factor, control = controller.factor(
-                error, accepted, c.naccept == 0, c.control, self.plan.error_exponent
-            )
-        else:
-            factor, control = jax.lax.stop_gradient(result.dt_next / dt), c.control
+        factor, control = controller.factor(
+            error, accepted, c.naccept == 0, c.control, self.plan.error_exponent
+        )
+        if result.dt_next is not None:
+            own = jax.lax.stop_gradient(result.dt_next / dt)
+            factor = jnp.where(jnp.isnan(own), factor, own)
         if c.iterations is not None:
             factor = jnp.where(ok, factor, FAILURE_FACTOR)
             factor = jnp.where(c.iterations.failed & accepted, jnp.minimum(factor, 1), factor)

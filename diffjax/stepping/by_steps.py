@@ -13,10 +13,10 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .lanes import any_lane
-from .outcome import Keep, Outcome, make_stepper, outcome_of
+from .outcome import Keep, Outcome, make_stepper, outcome_of, step_while
 from .plan import Inputs, Plan, Settings
 from .saving import Saver
-from .stepper import Record
+from .stepper import Record, Stepper
 from .tape import Snapshots, Tape, new_tape, put
 from .trees import chosen, nan_like
 from .varying import vary_alike
@@ -98,8 +98,8 @@ class ByStepsDriver:
     def active(self, loop: _BySteps) -> Array:
         return any_lane(self.stepper.active(loop.carry))
 
-    def advance(self, loop: _BySteps) -> _BySteps:
-        carry, record = self.stepper.attempt(loop.carry, masked=True)
+    def advance(self, stepper: Stepper[Any], loop: _BySteps) -> _BySteps:
+        carry, record = stepper.attempt(loop.carry, masked=True)
         tape = loop.tape
         if tape is not None:
             number = loop.iteration
@@ -162,7 +162,7 @@ class ByStepsDriver:
             more = self.active(loop)
             return more if most is None else more & (loop.iteration - first < most)
 
-        return jax.lax.while_loop(pending, self.advance, loop)
+        return step_while(self.stepper, pending, self.advance, loop, many=self.many)
 
     def close(self, loop: _BySteps) -> Tape:
         """The tape, with the point at which the loop has ended."""

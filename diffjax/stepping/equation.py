@@ -3,25 +3,32 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
 from ..algorithms.base import Field
 from .layout import Layout
-from .matrices import lay_out_mass, trace_jacobian
-from .trace import trace_field
+from .matrices import lay_out_mass, lay_out_sparsity, trace_jacobian
+from .trace import trace_field, trace_residual
 
 
 def trace_equation(
     problem: Mapping[str, Any], layout: Layout, u: PyTree, p: Any, t: Array, direction: Any
 ) -> Field:
-    """The vector field of M u' = f with its mass matrix and Jacobian, where it has them.
+    """The vector field of M u' = f with its mass matrix and Jacobian, where it has them, or that of
+    F(u', u, p, t) = 0, whose start is not known here.
 
     `problem` are the arguments of a problem by name, `p` the `Parts` of its parameters.
     """
+    if "F" in problem:
+        jaxpr, args = trace_residual(problem["F"], layout, u, p, t, direction)
+        return Field(jaxpr, args, slope=jtu.tree_map(jnp.zeros_like, layout.ravel(u)))
     jaxpr, args = trace_field(problem["f"], layout, u, p, t, direction)
     mass, jac = problem.get("mass_matrix"), problem.get("jac")
-    field = Field(jaxpr, args, None if mass is None else lay_out_mass(mass, layout))
-    if jac is None:
-        return field
-    jac_jaxpr, jac_args = trace_jacobian(jac, layout, u, p, t, direction)
-    return Field(jaxpr, args, field.mass, jac_jaxpr, jac_args)
+    sparsity = lay_out_sparsity(problem, layout, u, p.value, t)
+    laid_out = None if mass is None else lay_out_mass(mass, layout, sparsity)
+    traced = (None, None)
+    if jac is not None:
+        traced = trace_jacobian(jac, layout, u, p, t, direction)
+    return Field(jaxpr, args, laid_out, *traced, sparsity=sparsity)

@@ -36,6 +36,9 @@ def initial_step(
         _FIRST_GUESS * size / jnp.maximum(slope, _TINY_SIZE),
     )
     guess = jnp.minimum(guess, largest)
+    if field.slope is not None:
+        # There is no second derivative without solving for it.
+        return guess
     u1 = jtu.tree_map(lambda x, d: x + d * guess.astype(x.dtype), u, f0)
     change = jtu.tree_map(jnp.subtract, derivative(field, t + guess, u1), f0)
     curvature = norm(change, u, u) / guess

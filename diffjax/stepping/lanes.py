@@ -6,7 +6,6 @@ the opposite program is best: few iterations over wide arrays. `one_or_many` hol
 primitive, so that `vmap` in any order with `jit`, `jvp` and `grad` finds the right one.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ import jax.tree_util as jtu
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Bool, PyTree
 
+from ..linear.native import NATIVE_ON, marked_call
 from .levels import Lanes, Level
 from .reversible import pull_back
 from .trees import replaced
@@ -28,7 +28,8 @@ from .trees import replaced
 _NATIVE_PRIMITIVES = """
     abs add add_any and argmax argmin atan2 broadcast_in_dim cbrt ceil clamp complex concatenate
     conj convert_element_type copy copy_p cos cosh custom_jvp_call custom_linear_solve
-    custom_vjp_call custom_vjp_call_jaxpr custom_vmap_call diffjax_linear diffjax_one_or_many
+    custom_vjp_call custom_vjp_call_jaxpr custom_vmap_call diffjax_linear diffjax_native
+    diffjax_one_or_many
     div dynamic_slice dynamic_update_slice eq exp exp2 expand_dims expm1 floor ge gt imag
     integer_pow iota is_finite jit le log log1p logistic lt max min mul ne neg not or pad pjit pow
     real reduce_and reduce_max reduce_min reduce_or reduce_sum rem reshape rev round rsqrt scan
@@ -36,8 +37,6 @@ _NATIVE_PRIMITIVES = """
     transpose unstack unvmap_any unvmap_max while
 """
 _NATIVE = frozenset(_NATIVE_PRIMITIVES.split())
-# A way out, should a version of XLA ever not compile them: DIFFJAX_NATIVE=0 in the environment.
-_NATIVE_ON = os.environ.get("DIFFJAX_NATIVE", "1") != "0"
 # A field whose arrays are larger than this is left to XLA's parallel kernels.
 _NATIVE_MAX_SIZE = 256
 
@@ -138,24 +137,10 @@ def _apply(*args: Array, single: Any, many: Any, native: bool, tangent: Any) -> 
 
 def _lower_cpu(ctx: Any, *args: Any, single: Any, native: bool, **others: Any) -> Any:
     """Lower to one call that XLA compiles as one function, where it can."""
-    if not (_NATIVE_ON and native and _at_top(ctx) and is_native(single.jaxpr)):
+    if not (NATIVE_ON and native and _at_top(ctx) and is_native(single.jaxpr)):
         return _lower(ctx, *args, single=single, native=native, **others)
 
-    # The emitter stops at an argument that nothing in the function uses. So all are given back as
-    # well, and pass a barrier outside: or XLA would copy a constant into the function and leave
-    # its argument unused.
-    call = jax.jit(lambda *xs: (jex.jaxpr_as_fun(single)(*xs), xs))
-
-    def guarded(*xs: Array) -> list[Array]:
-        return jtu.tree_leaves(call(*jax.lax.optimization_barrier(xs)))
-
-    out = mlir.lower_fun(guarded, multiple_results=True)(ctx, *args)
-    # The attribute that XLA's CPU backend itself gives to calls of small loops.
-    marks = {"xla_cpu_small_call": "true", "inlineable": "false"}
-    strings: dict[str, mlir.ir.Attribute] = {
-        name: mlir.ir.StringAttr.get(value) for name, value in marks.items()
-    }
-    out[0].owner.attributes["mhlo.frontend_attributes"] = mlir.ir.DictAttr.get(strings)
+    out = marked_call(jex.jaxpr_as_fun(single), ctx, *args)
     return out[: len(single.out_avals)]
 
 

@@ -1,13 +1,17 @@
 """Matrices that a user gives for a state, on the real coordinates of the laid-out state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, Float, PyTree
+from scipy import sparse
 
+from ..linear.detection import detected
+from ..linear.sparsity import Sparsity, full_band
 from .layout import Layout
 from .trace import hoist
 
@@ -28,8 +32,42 @@ def lay_out_matrix(matrix: Array, layout: Layout) -> Float[Array, "m m"]:
     return jnp.where(to == of, jnp.real(full), crossed).astype(dtype)
 
 
-def lay_out_mass(mass: Any, layout: Layout) -> Array:
+def lay_out_sparsity(
+    problem: Mapping[str, Any], layout: Layout, u: PyTree, p: Any, t: Array
+) -> Sparsity | None:
+    """The sparsity of a problem's Jacobian; None if it says nothing of one.
+
+    **Raises:** `ValueError` if it does not fit the state.
+    """
+    given = problem.get("jac_sparsity")
+    if given is None:
+        return None
+    elements, _ = layout.coordinates()
+    n, dense_mass = int(elements.max()) + 1, False
+    if isinstance(given, tuple):
+        if np.array_equal(elements, np.arange(n)):
+            return Sparsity.of_band(n, *given)
+        pattern = full_band(n, *given)
+    elif isinstance(given, str):
+        pattern = detected(problem["f"], u, p, t)
+        mass = problem.get("mass_matrix")
+        dense_mass = mass is not None and np.ndim(mass) == 2
+    else:
+        pattern = given.matrix
+        if pattern.shape != (n, n):
+            raise ValueError(
+                f"jac_sparsity must have shape ({n}, {n}) to fit the {n} elements of u0, entry "
+                f"[i, j] for the derivative of f[i] with respect to u[j]; got {pattern.shape}. "
+                'Try jac_sparsity="detect".'
+            )
+    return Sparsity.of_pattern(sparse.csr_array(pattern[elements][:, elements]), dense_mass)
+
+
+def lay_out_mass(mass: Any, layout: Layout, sparsity: Sparsity | None = None) -> Array:
     """A mass matrix: its diagonal where that was given, else all of it.
+
+    Where it has entries outside of a band that the solve is made for it is made not finite, lest
+    they be lost.
 
     **Raises:** `ValueError` or `TypeError` if it does not fit the state.
     """
@@ -46,10 +84,13 @@ def lay_out_mass(mass: Any, layout: Layout) -> Array:
             f"mass_matrix must be real for a real state, got dtype {mass.dtype}; "
             "try .real, or a complex u0."
         )
+    if mass.ndim == 1 and jnp.iscomplexobj(mass):
+        mass = jnp.diag(mass)
     if mass.ndim == 2:
-        return lay_out_matrix(mass, layout)
-    if jnp.iscomplexobj(mass):
-        return lay_out_matrix(jnp.diag(mass), layout)
+        laid_out = lay_out_matrix(mass, layout)
+        if sparsity is None or sparsity.band is None:
+            return laid_out
+        return jnp.where((laid_out != 0) & ~sparsity.band.mask(), jnp.nan, laid_out)
     return mass[elements].astype(layout.time_dtype)
 
 

@@ -4,8 +4,9 @@
 need it and it needs none of them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,10 @@ from .lanes import any_lane
 from .plan import Inputs, Plan, Settings
 from .stepper import Stepper
 from .tape import Snapshots, Tape
+from .trees import where
 from .varying import vary_alike
+
+Loop = TypeVar("Loop", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -72,14 +76,54 @@ def make_stepper(
     return AdaptiveStepper(plan, inputs, settings, limit)
 
 
+class _Bare(NamedTuple):
+    """The state of a loop that carries nothing but what the stepper does."""
+
+    carry: Any
+
+
+def step_while(
+    stepper: Stepper[Any],
+    pending: Callable[[Loop], Array],
+    advance: Callable[[Stepper[Any], Loop], Loop],
+    loop: Loop,
+    *,
+    many: bool,
+) -> Loop:
+    """`advance` the state of a loop, which has a field `carry`, as long as it is `pending`.
+
+    Of one trajectory the steps of each kind have a loop of their own (`Algorithm.phases`).
+    """
+    phases = [] if many else stepper.phases()
+    if not phases:
+        return jax.lax.while_loop(pending, lambda loop: advance(stepper, loop), loop)
+
+    def turn(loop: Any) -> Any:
+        for phase in phases:
+            here = phase.ready(loop.carry)
+            carry = where(here, phase.enter(loop.carry), loop.carry)
+            loop = jax.lax.while_loop(
+                lambda loop, phase=phase: pending(loop) & phase.ready(loop.carry),
+                lambda loop, phase=phase: advance(phase, loop),
+                loop._replace(carry=carry),
+            )
+        return loop
+
+    return jax.lax.while_loop(pending, turn, loop)
+
+
 def step_to_end(stepper: Stepper[Any], carry: Any, *, many: bool) -> Any:
     """Step to the end. Lanes of many go on until the last has ended, which an unbatched condition
     says; a batched one would make XLA select over the whole carry."""
 
-    def pending(carry: Any) -> Array:
-        return any_lane(stepper.active(carry)) if many else stepper.active(carry)
+    def pending(loop: _Bare) -> Array:
+        active = stepper.active(loop.carry)
+        return any_lane(active) if many else active
 
-    return jax.lax.while_loop(pending, lambda c: stepper.attempt(c, masked=many)[0], carry)
+    def advance(stepper: Stepper[Any], loop: _Bare) -> _Bare:
+        return _Bare(stepper.attempt(loop.carry, masked=many)[0])
+
+    return step_while(stepper, pending, advance, _Bare(carry), many=many).carry
 
 
 def outcome_of(

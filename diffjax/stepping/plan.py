@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ..algorithms.base import Algorithm, Field, State, evaluate
+from ..linear.sparsity import Sparsity
 from .controllers import Controller
 from .lanes import is_small
 
@@ -22,8 +23,8 @@ class Inputs(NamedTuple):
     """What a solve is differentiated with respect to.
 
     `args` are the vector field's closed-over arrays and parameters, `save_args` those of
-    `save_fn`; `saves` the times at which to save and `stops` those to step on, both sorted; `mass`
-    and `jac_args` those of `Field`.
+    `save_fn`; `saves` the times at which to save and `stops` those to step on, both sorted; `mass`,
+    `jac_args` and `slope` those of `Field`.
     """
 
     u0: State
@@ -35,6 +36,7 @@ class Inputs(NamedTuple):
     stops: Float[Array, " stops"] | None
     mass: Array | None = None
     jac_args: tuple[Array, ...] | None = None
+    slope: State | None = None
 
 
 class Settings(NamedTuple):
@@ -53,7 +55,7 @@ class Plan:
     """The static part of a solve.
 
     - `field_jaxpr`, `save_jaxpr`: the vector field and what to save, traced once.
-    - `jac_jaxpr`: the user's Jacobian, or None.
+    - `jac_jaxpr`: the user's Jacobian, or None; `sparsity` as in `Field`.
     - `controller`: None for fixed steps, whose number is `fixed_steps`.
     - `grid`: fixed steps on these times; None for equal ones.
     - `fixed_dt`: the size of fixed steps whose last one is cut short to end at t1; None for
@@ -77,9 +79,18 @@ class Plan:
     ends_on_save: bool
     progress: Any
     jac_jaxpr: Any = None
+    sparsity: Sparsity | None = None
 
     def field(self, inputs: Inputs) -> Field:
-        return Field(self.field_jaxpr, inputs.args, inputs.mass, self.jac_jaxpr, inputs.jac_args)
+        return Field(
+            self.field_jaxpr,
+            inputs.args,
+            inputs.mass,
+            self.jac_jaxpr,
+            inputs.jac_args,
+            inputs.slope,
+            self.sparsity,
+        )
 
     @property
     def small(self) -> bool:

@@ -13,7 +13,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Int, PyTree
 
 from ..algorithms.base import Memory
-from .outcome import Outcome, make_stepper, outcome_of, step_to_end
+from .outcome import Outcome, make_stepper, outcome_of, step_to_end, step_while
 from .plan import Inputs, Plan, Settings
 from .stepper import Step, Stepper
 from .trees import nan_like
@@ -75,7 +75,7 @@ def by_saves(plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
     loop = _BySaves(carry, step, coefficients, dense_at, zero, zero)
     loop = vary_alike((loop, inputs, settings))[0]
 
-    def advance(loop: _BySaves) -> _BySaves:
+    def advance(stepper: Stepper[Any], loop: _BySaves) -> _BySaves:
         carry, record = stepper.attempt(loop.carry, masked=False)
         return loop._replace(carry=carry, step=record.step._replace(past=Memory()))
 
@@ -94,7 +94,7 @@ def by_saves(plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
         def pending(loop: _BySaves) -> Array:
             return stepper.active(loop.carry) & (stepper.time(loop.carry) < ts)
 
-        loop = jax.lax.while_loop(pending, advance, loop)
+        loop = step_while(stepper, pending, advance, loop, many=False)
         loop = refreshed(loop)
         coefficients = loop.coefficients if saver.lazy else saver.dense(loop.step)
         row = saver.row(coefficients, loop.step, ts)

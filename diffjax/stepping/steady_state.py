@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..algorithms.base import Algorithm, Field, State
 from ..algorithms.explicit_methods import Tsit5
 from ..linear.coordinates import Coordinates
+from ..linear.dense import is_regular
 from .adaptive import AdaptiveState, AdaptiveStepper
 from .controllers import PIController
 from .initial_step import INITIAL_STEP_NF
@@ -40,18 +41,6 @@ def residual(field: Field, coordinates: Coordinates) -> Callable[[Array], Array]
         return coordinates.flatten(field.f(forever, coordinates.unflatten(x)))
 
     return of_vector
-
-
-def is_regular(jacobian: Float[Array, "n n"]) -> Bool[Array, ""]:
-    """Whether a matrix is not singular to rounding, in the 1-norm and with its rows scaled.
-
-    A singular one belongs to a root that is not isolated, such as an equilibrium with a conserved
-    quantity: rounding would decide which of its neighbours is found, and what its derivative is.
-    """
-    largest = jnp.max(jnp.abs(jacobian), axis=1, keepdims=True)
-    scaled = jacobian / largest
-    rounding = 10 * jacobian.shape[0] * float(jnp.finfo(jacobian.dtype).eps)
-    return jnp.linalg.cond(scaled, p=1) * rounding < 1
 
 
 class SteadyStateAlgorithm(Algorithm):

@@ -4,12 +4,13 @@ A loop knows no step-size control: it carries a state that only the stepper look
 whether the solve goes on and where it stands, and is handed each attempted step as a `Record`.
 """
 
+from copy import copy
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..algorithms.base import Memory, State, StepResult
+from ..algorithms.base import Algorithm, Memory, State, StepResult
 from .plan import Inputs, Plan
 
 Carry = TypeVar("Carry")
@@ -71,6 +72,24 @@ class Stepper(Generic[Carry]):
         self.plan, self.inputs = plan, inputs
         self.alg = plan.alg
         self.field = plan.field(inputs)
+
+    def phases(self) -> list["Stepper[Carry]"]:
+        """A stepper for each kind of step, if there are several."""
+        return [self._taking(alg) for alg in self.alg.phases]
+
+    def _taking(self, alg: Algorithm) -> "Stepper[Carry]":
+        other = copy(self)
+        other.alg = alg
+        return other
+
+    def ready(self, c: Any) -> Bool[Array, ""]:
+        """Whether the next step is of the kind that this stepper takes."""
+        return self.alg.ready(c.memory)
+
+    def enter(self, c: Any) -> Any:
+        """The carry when a loop over steps of one kind begins."""
+        memory = self.alg.enter(self.field, self.time(c), self.state(c), c.memory)
+        return c._replace(memory=memory)
 
     def no_iterations(self) -> Iterations | None:
         """What is carried before the first step; None for steps that do not iterate."""

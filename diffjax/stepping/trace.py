@@ -42,6 +42,32 @@ def trace_field(
     return hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)))
 
 
+def trace_residual(
+    F: Callable[[Any, Any, Any, Any], Any],
+    layout: Layout,
+    u: PyTree,
+    p: Any,
+    t: Array,
+    direction: Any,
+) -> tuple[Any, tuple[Array, ...]]:
+    """F(du, u, p, t) on laid-out derivatives and states; the arguments are those of `trace_field`.
+
+    **Raises:** `TypeError` or `ValueError` if `F` does not return what `u` is.
+    """
+    leaves, structure = jtu.tree_flatten(p)
+    raveled = jtu.tree_leaves(layout.ravel(u))
+
+    def residual(parameters: list[Array], t: Array, *given: Array) -> PyTree:
+        slope, state = given[: len(raveled)], given[len(raveled) :]
+        turned = [x * jnp.asarray(direction).astype(x.dtype) for x in slope]
+        du, u = (layout.unravel(x[0] if len(x) == 1 else tuple(x)) for x in (turned, state))
+        value = jtu.tree_unflatten(structure, parameters).value
+        return layout.ravel(_checked(F(du, u, value, t * direction), u, "F"))
+
+    closed = jax.make_jaxpr(residual)(leaves, t, *raveled, *raveled)
+    return hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)))
+
+
 # An array may grow by so much, or to this many elements, in what is computed ahead of the solve.
 _HOIST_GROWTH = 2
 _HOIST_SIZE = 1024
@@ -85,28 +111,28 @@ def hoist(jaxpr: Any, args: tuple[Array, ...]) -> tuple[Any, tuple[Array, ...]]:
     return field, tuple(jex.jaxpr_as_fun(jex.ClosedJaxpr(before, ()))(*args))
 
 
-def _checked(du: PyTree, u: PyTree) -> PyTree:
-    """`du` with weakly typed leaves cast, or a clear error."""
+def _checked(du: PyTree, u: PyTree, name: str = "f") -> PyTree:
+    """`du` with weakly typed leaves cast, or a clear error; `name` is the function's."""
     got, wanted = jtu.tree_structure(du), jtu.tree_structure(u)
     if got != wanted:
         raise TypeError(
-            f"f must return a pytree like u0: got {got}, wanted {wanted}. "
-            "Return the derivative of every part of the state, in the same containers."
+            f"{name} must return a pytree like u0: got {got}, wanted {wanted}. "
+            "Return a value for every part of the state, in the same containers."
         )
 
     def check(path: Any, d: Any, x: Array) -> Array:
         where = f" at u{jtu.keystr(path)}" if path else ""
         if jnp.shape(d) != x.shape:
             raise ValueError(
-                f"f must return the shape of u0{where}: got {jnp.shape(d)}, wanted {x.shape}. "
-                "If f returns a list or tuple of components, use jnp.stack."
+                f"{name} must return the shape of u0{where}: got {jnp.shape(d)}, wanted {x.shape}. "
+                f"If {name} returns a list or tuple of components, use jnp.stack."
             )
         array = jnp.asarray(d)
         weak = getattr(jax.typeof(array), "weak_type", False) or not hasattr(d, "dtype")
         lossless = jnp.can_cast(array.dtype, x.dtype, casting="safe")
         if array.dtype != x.dtype and not weak and not lossless:
             raise TypeError(
-                f"f must return the dtype of u0{where}: got {array.dtype}, wanted {x.dtype}. "
+                f"{name} must return the dtype of u0{where}: got {array.dtype}, wanted {x.dtype}. "
                 f"Cast u0 to {array.dtype}, or the parameters to {x.dtype}."
             )
         return array.astype(x.dtype)

@@ -1,0 +1,100 @@
+"""Which order and which step size a BDF method takes next.
+
+The error of a step is estimated as it is, and as it would have been at the order below and above;
+the order that allows the longest step is taken. Then both are kept until the past lies on steps
+that are alike, which the estimates need.
+
+Source: Shampine, Reichelt, The MATLAB ODE Suite, SIAM J. Sci. Comput. 18, 1997, section 2.3, with
+the factors of their ode15s; the bound on the first growth is CVODE's.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+Scalar = Float[Array, ""]
+# Of a step at the order below, at its own and above.
+Errors = tuple[Scalar, Scalar, Scalar]
+
+# By what a step stays below the one that would just do.
+SAFETY = (1.3, 1.2, 1.4)
+MAX_FACTOR = 10.0
+FIRST_MAX_FACTOR = 1e4
+# A step that would change by a factor between these is kept.
+HELD = (0.9, 1.2)
+# A step that was rejected for its error changes by a factor between these.
+CUT = (0.2, 0.9)
+# A failed iteration, and values that are not finite, tell no more than that a step was too long.
+FAILURE_FACTOR = 0.5
+# Steps are alike if their sizes differ by less: landing on a stop changes them by a hundredth.
+ALIKE = 0.02
+_TINY_ERROR = 1e-30
+
+
+class Choice(NamedTuple):
+    """The order of the next step, and how many steps there were of this order and size."""
+
+    order: Int[Array, ""]
+    kept: Int[Array, ""]
+
+    @staticmethod
+    def first() -> "Choice":
+        return Choice(jnp.ones((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def risen(choice: Choice, highest: int) -> Choice:
+    """The choice where there is no error to choose by: the order rises as far as it may."""
+    return Choice(jnp.minimum(choice.order + 1, highest), choice.kept)
+
+
+def after_acceptance(
+    choice: Choice, errors: Errors, h: Scalar, before: Scalar, max_order: int
+) -> tuple[Choice, Scalar]:
+    """The choice for the next step, and the factor of its size.
+
+    `before` is the size of the step before, zero if there was none.
+    """
+    order, fresh = choice.order, before == 0
+    kept = jnp.where(jnp.abs(h - before) <= ALIKE * h, choice.kept + 1, 1)
+    below, same, above = _factors(order, errors)
+    below = jnp.where(order > 1, below, 0)
+    # Of the first step the error at the order above is not known.
+    above = jnp.where((order < max_order) & ~fresh, above, 0)
+    best = jnp.maximum(same, jnp.maximum(below, above))
+    shift = jnp.where(same == best, 0, jnp.where(below == best, -1, 1))
+    held = (best >= HELD[0]) & (best <= HELD[1])
+    largest = jnp.where(fresh, FIRST_MAX_FACTOR, MAX_FACTOR)
+    due = (kept > order) | fresh
+    factor = jnp.where(due & ~held, jnp.minimum(best, largest), 1)
+    changed = due & (~held | (shift != 0))
+    return Choice(order + jnp.where(due, shift, 0), jnp.where(changed, 0, kept)), factor
+
+
+def after_rejection(
+    choice: Choice, errors: Errors, usable: Bool[Array, ""]
+) -> tuple[Choice, Scalar]:
+    """The choice for another attempt, and the factor of its size.
+
+    The errors are `usable` if the iteration converged, to finite numbers.
+    """
+    below, same, _ = _factors(choice.order, errors)
+    lower = usable & (choice.order > 1) & (below > same)
+    factor = jnp.clip(jnp.where(lower, below, same), *CUT)
+    order = choice.order - lower.astype(jnp.int32)
+    return Choice(order, jnp.zeros_like(order)), jnp.where(usable, factor, FAILURE_FACTOR)
+
+
+def _factors(order: Int[Array, ""], errors: Errors) -> Errors:
+    """By how much longer the step might be at the order below, at its own and above."""
+
+    def factor(power: Array, error: Scalar, safety: float) -> Scalar:
+        log_error = jnp.log(jnp.maximum(error, _TINY_ERROR))
+        return jnp.exp(-log_error / power.astype(error.dtype)) / safety
+
+    below, same, above = errors
+    return (
+        factor(order, below, SAFETY[0]),
+        factor(order + 1, same, SAFETY[1]),
+        factor(order + 2, above, SAFETY[2]),
+    )

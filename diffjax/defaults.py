@@ -1,0 +1,51 @@
+"""Which algorithm solves a problem when nobody names one."""
+
+import math
+
+import jax
+import jax.tree_util as jtu
+from jaxtyping import PyTree
+
+from .algorithms.base import Algorithm
+from .algorithms.dae_methods import DFBDF
+from .algorithms.explicit_methods import Tsit5, Vern7
+from .algorithms.rosenbrock_methods import Rodas5P
+from .algorithms.switch import AutoSwitch
+from .prepare import value_of
+from .problems.base import Problem
+from .stepping.steady_state import RootfindOrDynamicSS
+
+# Below this relative tolerance the explicit method is of order 7.
+_TIGHT = 1e-6
+# Up to this many real unknowns a dense Jacobian is cheap to compute and to keep for every lane.
+_DENSE = 50
+
+
+def default_algorithm(prob: Problem, rtol: PyTree, *, restarts: bool) -> Algorithm:
+    """The algorithm for a problem.
+
+    Where steps restart often (`restarts`), too often for votes on stiffness, an explicit method.
+    """
+    if not prob.evolves:
+        return RootfindOrDynamicSS()
+    if "F" in prob.arguments():
+        return DFBDF()
+    if prob.arguments().get("mass_matrix") is not None:
+        return Rodas5P()
+    tight = isinstance(rtol, float) and rtol < _TIGHT
+    explicit = Vern7() if tight else Tsit5()
+    if restarts or _unknowns(prob) > _DENSE:
+        return explicit
+    return AutoSwitch(explicit, Rodas5P())
+
+
+def _unknowns(prob: Problem) -> int:
+    """How many real numbers the state has."""
+    given = prob.arguments()
+
+    def state() -> PyTree:
+        tspan = value_of(given["tspan"], given["p"])
+        return value_of(given["u0"], given["p"], tspan[0])
+
+    leaves = jtu.tree_leaves(jax.eval_shape(state))
+    return sum(math.prod(x.shape) * (2 if x.dtype.kind == "c" else 1) for x in leaves)

@@ -1,0 +1,292 @@
+"""A start that satisfies the algebraic equations, before the first step is taken.
+
+Of M u' = f with rows of zeros in M those rows are algebraic equations, 0 = f_i(u, p, t), which a
+given start need not satisfy; nor need u0 and du0 satisfy F(du, u, p, t) = 0. It is changed so that
+it does
+
+- `"brown"`: with M u, the part that the equation gives a derivative to, held, or of F the
+    differential variables (Brown, Hindmarsh, Petzold, Consistent initial condition calculation for
+    differential-algebraic systems, SIAM J. Sci. Comput. 19, 1998);
+- `"collocation"`: by the end of a short step of the implicit Euler method, which may move every
+    variable (Shampine, Solving 0 = F(t, y(t), y'(t)) in Matlab, J. Numer. Math. 10, 2002);
+- `"check"`: not at all.
+
+The new start is the root of an equation, and has its derivative by the implicit function theorem:
+whatever differentiates the solve goes on through it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from ..algorithms.base import Field, State
+from ..algorithms.implicit import VectorField
+from ..linear.coordinates import Coordinates
+from ..linear.damped import damped_newton
+from ..linear.dense import factorize, is_regular
+from ..linear.jacobian import varying_like
+from ..linear.newton import implicit_solution
+from .lanes import one_or_many
+from .plan import Inputs, Plan, Settings
+
+Vector = Float[Array, " n"]
+Matrix = Float[Array, "n n"]
+
+HOW = ("brown", "collocation", "check")
+# The step of a collocation, as a part of the first step that was asked for, and of the span.
+_OF_STEP = 0.2
+_OF_SPAN = 1e-3
+
+
+class Start(NamedTuple):
+    """The inputs from a consistent start.
+
+    - `consistent`: False if there is none; the state is then NaN, so that no step is taken.
+    - `work`: by name of the statistic.
+    """
+
+    inputs: Inputs
+    consistent: Bool[Array, ""]
+    work: dict[str, Array]
+
+
+class _Given(NamedTuple):
+    """What the equation of the start depends on, beside the vector field.
+
+    `slope` and `differential` (one for a differential variable, zero for another) matter to a
+    fully implicit problem.
+    """
+
+    t: Float[Array, ""]
+    u: Vector
+    h: Float[Array, ""]
+    slope: Vector
+    differential: Vector
+
+
+def _algebraic(view: VectorField) -> Bool[Array, " n"]:
+    algebraic = view.algebraic()
+    assert algebraic is not None
+    return algebraic
+
+
+class _Brown:
+    """The algebraic equations hold and M u stays."""
+
+    def start(self, given: _Given) -> Vector:
+        return given.u
+
+    def state(self, x: Vector, given: _Given) -> tuple[Vector, Vector]:
+        """The state, and its derivative if the problem is fully implicit."""
+        return x, given.slope
+
+    def residual(self, view: VectorField, x: Vector, given: _Given) -> Vector:
+        return jnp.where(_algebraic(view), view.f(given.t, x), view.mass_times(given.u - x))
+
+    def matrix(self, view: VectorField, x: Vector, given: _Given) -> Matrix:
+        """Minus the residual's Jacobian."""
+        _, jacobian = view.value_and_jacobian(given.t, x)
+        mass = view.shifted(jnp.ones((), x.dtype), jnp.zeros_like(jacobian))
+        return jnp.where(_algebraic(view)[:, None], -jacobian, mass)
+
+
+class _ImplicitBrown(_Brown):
+    """The unknowns are the derivatives of differential variables, and the algebraic variables."""
+
+    def start(self, given: _Given) -> Vector:
+        return jnp.where(given.differential == 1, given.slope, given.u)
+
+    def state(self, x: Vector, given: _Given) -> tuple[Vector, Vector]:
+        differential = given.differential == 1
+        return jnp.where(differential, given.u, x), jnp.where(differential, x, given.slope)
+
+    def residual(self, view: VectorField, x: Vector, given: _Given) -> Vector:
+        return view.residual(given.t, *self.state(x, given))
+
+    def matrix(self, view: VectorField, x: Vector, given: _Given) -> Matrix:
+        of_slope, of_state = view.jacobian(given.t, *self.state(x, given))
+        return jnp.where(given.differential[None, :] == 1, of_slope, of_state)
+
+    def complete(self, view: VectorField, x: Vector, given: _Given) -> Vector:
+        """The derivative of every variable: algebraic ones follow from that of the equations."""
+        u, slope = self.state(x, given)
+        moving = jnp.where(given.differential == 1, slope, 0)
+        one = varying_like(given.t, jnp.ones_like(given.t))
+        along = jax.jvp(lambda t, u: view.residual(t, u, slope), (given.t, u), (one, moving))[1]
+        implied = factorize(self.matrix(view, x, given))(along)
+        return jnp.where(given.differential == 1, slope, implied)
+
+
+class _Collocation(_Brown):
+    """The equation holds with the derivative that a short step from the given state has."""
+
+    def state(self, x: Vector, given: _Given) -> tuple[Vector, Vector]:
+        return x, (x - given.u) / given.h
+
+    def residual(self, view: VectorField, x: Vector, given: _Given) -> Vector:
+        return view.residual(given.t, *self.state(x, given))
+
+    def matrix(self, view: VectorField, x: Vector, given: _Given) -> Matrix:
+        return view.shifted(1 / given.h, view.jacobian(given.t, *self.state(x, given)))
+
+
+def consistent_start(
+    plan: Plan, inputs: Inputs, settings: Settings, how: str, differential: np.ndarray | None
+) -> Start:
+    """Make the start of a solve consistent, or find out that it is not.
+
+    `differential` are the variables of a fully implicit problem that are said to be so.
+    """
+    frozen = jax.lax.stop_gradient((plan.field(inputs), inputs, settings))
+    if how == "check":
+        one = jnp.ones((), jnp.int32)
+        return _start(inputs, jnp.all(inconsistency(*frozen) <= 1), {"nf": one, "njac": one})
+    field, coordinates = plan.field(inputs), Coordinates(inputs.u0)
+    implicit = field.slope is not None
+    start = coordinates.flatten(inputs.u0)
+    given = _Given(
+        inputs.t0,
+        start,
+        _step(*frozen[1:]),
+        coordinates.flatten(field.slope) if implicit else jnp.zeros_like(start),
+        _differential(*frozen[:2], differential) if implicit else jnp.ones_like(start),
+    )
+    brown = _ImplicitBrown() if implicit else _Brown()
+    equation = brown if how == "brown" else _Collocation()
+    solve = partial(_solve, equation)
+    still = *frozen, jax.lax.stop_gradient(given)
+    x, found, work = one_or_many(solve, solve, *still, native=plan.small)
+    if how == "collocation":
+        # Of a matrix without rows of zeros there is no telling whether the given start would do.
+        judged = implicit or jnp.any(
+            _algebraic(VectorField(field.with_dense_jacobian(), inputs.u0))
+        )
+        x = jnp.where(judged & jnp.all(inconsistency(*frozen) <= 1), given.u, x)
+    x = _with_derivative(equation, field, inputs.u0, x, given)
+    u, slope = equation.state(x, given)
+    if isinstance(equation, _ImplicitBrown):
+        slope = equation.complete(VectorField(field.with_dense_jacobian(), inputs.u0), x, given)
+    new = inputs._replace(
+        u0=coordinates.unflatten(u),
+        slope=coordinates.unflatten(slope) if implicit else None,
+    )
+    return _start(new, found, work)
+
+
+def _differential(field: Field, inputs: Inputs, said: np.ndarray | None) -> Vector:
+    """Of each variable one if it is differential, else zero."""
+    view = VectorField(field.with_dense_jacobian(), inputs.u0)
+    flatten = view.coordinates.flatten
+    if said is not None:
+        flags = jnp.asarray(said)
+    else:
+        of_slope, _ = view.jacobian(inputs.t0, flatten(inputs.u0), flatten(field.slope))
+        flags = jnp.any(of_slope != 0, axis=0)
+    return flags.astype(view.coordinates.dtype)
+
+
+def inconsistency(field: Field, inputs: Inputs, settings: Settings) -> Vector:
+    """How far each algebraic equation is from being satisfied at the start.
+
+    One is what changes of the state within the tolerance make of it; other equations have zero.
+    """
+    view = VectorField(field.with_dense_jacobian(), inputs.u0)
+    start = view.coordinates.flatten(inputs.u0)
+    tolerance = _tolerance(settings, view.coordinates)
+    slope = None if field.slope is None else view.coordinates.flatten(field.slope)
+    value = view.f(inputs.t0, start) if slope is None else view.residual(inputs.t0, start, slope)
+    if slope is None:
+        algebraic = _algebraic(view)
+        parts = [(view.value_and_jacobian(inputs.t0, start)[1], start)]
+    else:
+        algebraic = jnp.ones_like(value, bool)
+        of_slope, of_state = view.jacobian(inputs.t0, start, slope)
+        parts = [(of_state, start), (of_slope, slope)]
+    allowed = sum(
+        (jnp.sum(jnp.abs(matrix) * tolerance(x)[None, :], axis=1) for matrix, x in parts),
+        jnp.zeros_like(value),
+    )
+    excess = jnp.abs(value) / jnp.maximum(allowed, float(jnp.finfo(allowed.dtype).tiny))
+    return jnp.where(algebraic, jnp.where(jnp.isfinite(value), excess, jnp.inf), 0)
+
+
+def _start(inputs: Inputs, found: Array, work: dict[str, Array]) -> Start:
+    u0 = jtu.tree_map(lambda x: jnp.where(found, x, jnp.nan), inputs.u0)
+    return Start(inputs._replace(u0=u0), found, work)
+
+
+def _step(inputs: Inputs, settings: Settings) -> Float[Array, ""]:
+    """So short a step that it stands for an instant, and no shorter than rounding allows."""
+    eps = float(jnp.finfo(inputs.t0.dtype).eps)
+    span = _OF_SPAN * (inputs.t1 - inputs.t0)
+    instant = jnp.minimum(span, eps**0.5 * jnp.maximum(1, jnp.abs(inputs.t0)))
+    h = instant if settings.dt is None else _OF_STEP * settings.dt
+    # Without a span there is still a start.
+    return jnp.where(h > 0, h, eps**0.5).astype(Coordinates(inputs.u0).dtype)
+
+
+def _tolerance(settings: Settings, coordinates: Coordinates) -> Callable[[Vector], Vector]:
+    """The tolerance of each real coordinate of a state."""
+
+    def of_leaf(rtol: Array, atol: Array, x: Array) -> Array:
+        allowed = jnp.broadcast_to(atol + rtol * jnp.abs(x), x.shape)
+        return jax.lax.complex(allowed, allowed) if jnp.iscomplexobj(x) else allowed
+
+    def of(x: Vector) -> Vector:
+        u = coordinates.unflatten(x)
+        allowed = coordinates.flatten(jtu.tree_map(of_leaf, settings.rtol, settings.atol, u))
+        return jnp.maximum(allowed, float(jnp.finfo(x.dtype).tiny))
+
+    return of
+
+
+def _solve(
+    equation: _Brown, field: Field, inputs: Inputs, settings: Settings, given: _Given
+) -> tuple[Vector, Array, dict[str, Array]]:
+    """The start without its derivative, whether it is one, and the work it took."""
+    view = VectorField(field.with_dense_jacobian(), inputs.u0)
+    tolerance = _tolerance(settings, view.coordinates)
+
+    def size(correction: Vector, x: Vector) -> Array:
+        return jnp.max(jnp.abs(correction) / tolerance(x))
+
+    def matrix(x: Vector) -> Matrix:
+        return equation.matrix(view, x, given)
+
+    start = equation.start(given)
+    root = damped_newton(lambda x: equation.residual(view, x, given), matrix, size, start)
+    at_root = matrix(root.x)
+    # The variables may have very different units.
+    found = root.converged & is_regular(at_root / jnp.max(jnp.abs(at_root), axis=0, keepdims=True))
+    work = {
+        "nf": root.evaluations,
+        "njac": root.corrections + 1,
+        "nfactor": root.corrections,
+        "nsolve": root.evaluations,
+    }
+    return root.x, found, work
+
+
+def _with_derivative(equation: _Brown, field: Field, u: State, x: Vector, given: _Given) -> Vector:
+    """The start with the derivative of the solution of its equation."""
+    leaves, structure = jtu.tree_flatten((field, given))
+
+    def parts(arguments: tuple[Array, ...]) -> tuple[VectorField, _Given]:
+        field, given = jtu.tree_unflatten(structure, arguments)
+        return VectorField(field.with_dense_jacobian(), u), given
+
+    def residual(x: Vector, *arguments: Array) -> Vector:
+        view, given = parts(arguments)
+        return equation.residual(view, x, given)
+
+    def solver(x: Vector, *arguments: Array) -> Callable[[Vector], Vector]:
+        view, given = parts(arguments)
+        return factorize(equation.matrix(view, x, given))
+
+    return implicit_solution(residual, solver, x, leaves)
