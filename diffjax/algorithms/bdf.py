@@ -164,6 +164,7 @@ class BDF(Algorithm):
             stages=(up_to(order, history.differences), formula.past.distances),
             counts=jnp.stack(solved.work),
             dt_next=decision.dt_next,
+            stiffness=scaled(solved.radius, jnp.abs(dt)),
         )
 
     def _decide(

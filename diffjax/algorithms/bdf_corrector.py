@@ -12,7 +12,7 @@ from ..linear.jacobian import varying_like
 from ..linear.newton import NewtonResult, Stop, implicit_solution, newton, relative_size, trusted
 from ..linear.reuse import Matrices, are_kept, renewed, settled
 from .base import Field, Norm, State
-from .implicit import Jacobian, VectorField
+from .implicit import Jacobian, VectorField, radius
 from .iterating import SLOW, Work
 
 Vector = Float[Array, " n"]
@@ -66,13 +66,18 @@ class Cache(NamedTuple):
 
 
 class Solved(NamedTuple):
-    """The last attempt at a correction, without derivative; `regular` says that what it came to is
-    finite, and so is the Jacobian."""
+    """The last attempt at a correction, without derivative; `radius` bounds the eigenvalues of the
+    Jacobian."""
 
     done: NewtonResult
     matrices: Matrices | None
     work: Work
-    regular: Bool[Array, ""]
+    radius: Scalar
+
+    @property
+    def regular(self) -> Bool[Array, ""]:
+        """Whether what the attempt came to is finite, and so is the Jacobian."""
+        return jnp.all(jnp.isfinite(self.done.x)) & jnp.isfinite(self.radius)
 
     def handed_on(self) -> tuple[Cache, Cache]:
         """For the next step, and for another attempt at this one."""
@@ -104,7 +109,7 @@ class Corrector:
         jacobian = self.jacobian()
         done = self.attempt(cache, factorize(self.view.shifted(self.equation.scale, jacobian)))
         one = jnp.ones((), jnp.int32)
-        return Solved(done, None, _work(done, one, one), _finite(done.x, jacobian))
+        return Solved(done, None, _work(done, one, one), radius(jacobian))
 
     def _solve_with(self, cache: Cache, matrices: Matrices) -> Solved:
         """With matrices that are kept; should they not do, once more with new ones."""
@@ -118,7 +123,7 @@ class Corrector:
             return done, _work(done, njac, nfactor)
 
         matrices, done, work = settled(matrices, renew, attempt)
-        return Solved(done, matrices, work, _finite(done.x, matrices.jacobian))
+        return Solved(done, matrices, work, radius(matrices.jacobian))
 
     def jacobian(self) -> Jacobian:
         equation = self.equation
@@ -158,8 +163,3 @@ def with_derivative(field: Field, equation: Equation, u: State, e: Vector) -> Ve
 def _work(done: NewtonResult, njac: Array, nfactor: Array) -> Work:
     failed = (~done.converged).astype(jnp.int32)
     return Work(done.iterations, njac, nfactor, done.iterations, failed)
-
-
-def _finite(x: Vector, jacobian: Jacobian) -> Bool[Array, ""]:
-    parts = [jnp.all(jnp.isfinite(part)) for part in jtu.tree_leaves((x, jacobian))]
-    return jnp.all(jnp.stack(parts))

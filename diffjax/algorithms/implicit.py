@@ -8,7 +8,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float
 
 from ..linear.coordinates import Coordinates
-from ..linear.dense import Matrix, factorize, mass_times, rows_of, shifted
+from ..linear.dense import Matrix, factorize, mass_times, row_sum_norm, rows_of, shifted
 from ..linear.jacobian import value_and_jacobian, varying_like
 from ..linear.krylov import GMRES, MatrixFree
 from .base import Field, State
@@ -114,6 +114,12 @@ class VectorField:
         implied = jnp.zeros_like(value) if in_time is None else -in_time
         matrix = rows_of(algebraic, jacobian, mass)
         return factorize(matrix)(jnp.where(algebraic, implied, value))
+
+
+def radius(jacobian: Jacobian) -> Float[Array, ""]:
+    """A bound of the eigenvalues of df/dv; not finite if the Jacobian is not."""
+    parts = jacobian if isinstance(jacobian, tuple) else (jacobian,)
+    return jnp.max(jnp.stack([row_sum_norm(part) for part in parts]))
 
 
 def derivative(field: Field, t: Array, u: State, solver: GMRES | None = None) -> State:

@@ -32,12 +32,12 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Complex, Float, Int, PyTree
 
 from ..linear.coordinates import Coordinates
-from ..linear.dense import factorize, row_sum_norm
+from ..linear.dense import factorize
 from ..linear.newton import NewtonResult, Stop, implicit_solution, newton, relative_size, trusted
 from ..linear.reuse import Matrices, are_kept, renewed, scaled, settled
 from . import tableaus
 from .base import Field, Memory, Norm, State, StepResult, TableauMethod
-from .implicit import Jacobian, VectorField
+from .implicit import Jacobian, VectorField, radius
 from .iterating import SLOW, Work, error_or_failed
 from .stages import evaluate_extension
 from .tableaus.radau import RadauTableau
@@ -90,14 +90,14 @@ class _Systems(NamedTuple):
 class _Solved(NamedTuple):
     """The last attempt at a step's stages, without derivative, with the systems that it had.
 
-    `regular` says that the Jacobian is finite.
+    `radius` bounds the eigenvalues of the Jacobian.
     """
 
     newton: NewtonResult
     systems: _Systems
     matrices: Matrices | None
     work: Work
-    regular: Bool[Array, ""]
+    radius: Float[Array, ""]
 
 
 class RadauIIA(TableauMethod):
@@ -141,7 +141,7 @@ class RadauIIA(TableauMethod):
         u_end = coordinates.unflatten(start + stages[-1])
         if norm is not None:
             error, tries = solver.error(solved, estimate, cache.steady, u_end)
-            error = error_or_failed(error, done.converged, solved.regular)
+            error = error_or_failed(error, done.converged, jnp.isfinite(solved.radius))
             work = work._replace(nf=work.nf + tries, nsolve=work.nsolve + tries)
         accepted, rejected = None, None
         if solved.matrices is not None:
@@ -167,6 +167,7 @@ class RadauIIA(TableauMethod):
             ),
             stages=(stages, smooth),
             counts=jnp.stack(work),
+            stiffness=solved.radius * jnp.abs(still.h),
         )
 
     def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:
@@ -286,8 +287,7 @@ class _StageSolver:
         systems = _Systems(self.tableau, real, complex)
         done = self.attempt(cache, systems)
         one = jnp.ones((), jnp.int32)
-        regular = jnp.isfinite(sum(map(jnp.sum, jtu.tree_leaves(jacobian))))
-        return _Solved(done, systems, None, _work(done, one, 2 * one), regular)
+        return _Solved(done, systems, None, _work(done, one, 2 * one), radius(jacobian))
 
     def _solve_with(self, cache: _Cache, matrices: Matrices) -> _Solved:
         """With matrices that are kept; should they not do, once more with new ones."""
@@ -305,8 +305,7 @@ class _StageSolver:
             return done, _work(done, njac, nfactor)
 
         matrices, done, work = settled(matrices, renew, attempt)
-        regular = jnp.isfinite(row_sum_norm(matrices.jacobian))
-        return _Solved(done, systems(matrices), matrices, work, regular)
+        return _Solved(done, systems(matrices), matrices, work, radius(matrices.jacobian))
 
     def jacobian(self) -> Jacobian:
         slope = self.equations.slope
