@@ -8,6 +8,7 @@ from jaxtyping import PyTree
 
 from .algorithms.base import Algorithm
 from .algorithms.dae_methods import DFBDF
+from .algorithms.esdirk_methods import KenCarp4
 from .algorithms.explicit_methods import Tsit5, Vern7
 from .algorithms.rosenbrock_methods import Rodas5P
 from .algorithms.switch import AutoSwitch
@@ -34,9 +35,12 @@ def default_algorithm(prob: Problem, rtol: PyTree, *, restarts: bool) -> Algorit
         return Rodas5P()
     tight = isinstance(rtol, float) and rtol < _TIGHT
     explicit = Vern7() if tight else Tsit5()
-    if restarts or _unknowns(prob) > _DENSE:
+    if restarts:
         return explicit
-    return AutoSwitch(explicit, Rodas5P())
+    if _unknowns(prob) <= _DENSE:
+        return AutoSwitch(explicit, Rodas5P())
+    sparse = prob.arguments().get("jac_sparsity") is not None
+    return AutoSwitch(explicit, KenCarp4()) if sparse else explicit
 
 
 def _unknowns(prob: Problem) -> int:

@@ -149,6 +149,23 @@ def test_defaults_that_do_not_switch():
     assert np.isfinite(gradient)
 
 
+@pytest.mark.slow
+def test_a_large_system_switches_if_its_jacobian_is_sparse():
+    """Heat in a rod of 60 points; its slowest mode is what is left."""
+    x = jnp.arange(1, 61) / 61
+
+    def heat(u, p, t):
+        full = jnp.pad(u, 1)
+        return 61.0**2 * (full[2:] - 2 * u + full[:-2])
+
+    prob = dj.ODEProblem(heat, jnp.sin(jnp.pi * x), (0.0, 1.0), jac_sparsity=(1, 1))
+    sol = dj.solve(prob, rtol=1e-5, atol=1e-9)
+    rate = (2 * 61 * np.sin(np.pi / 122)) ** 2
+    np.testing.assert_allclose(sol.u[-1], np.sin(np.pi * x) * np.exp(-rate), rtol=1e-2)
+    assert int(sol.stats.njac) > 0
+    assert int(sol.stats.naccept) < 150
+
+
 def test_methods_that_cannot_switch():
     with pytest.raises(ValueError, match=r"nonstiff must be an explicit method.*RK4"):
         dj.AutoSwitch(dj.RK4(), dj.Rodas5P())
