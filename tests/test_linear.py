@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import diffjax as dj
 from diffjax.linear.coordinates import Coordinates
 from diffjax.linear.dense import BY_NUMBERS, INVERTED, factorize
 from diffjax.linear.jacobian import value_and_jacobian
@@ -143,3 +144,15 @@ def test_coordinates(state: object) -> None:
     for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):
         assert (x.dtype, x.shape) == (y.dtype, y.shape)
         np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("n", [16, 24])
+def test_gradient_of_a_step_of_every_size(n: int) -> None:
+    """Guards against operations on whole matrices that XLA's emitter of functions refuses."""
+    prob = dj.ODEProblem(lambda u, p, t: -p * u**3, jnp.ones(n), (0.0, 1.0), jnp.asarray(0.5))
+
+    def mean(p: jax.Array) -> jax.Array:
+        return jnp.mean(dj.solve(prob, dj.Rosenbrock23(), p=p, steps=50).u_end)
+
+    # u = (1 + 2 p)^(-1/2)
+    np.testing.assert_allclose(jax.jit(jax.grad(mean))(jnp.asarray(0.5)), -(2**-1.5), rtol=1e-3)
