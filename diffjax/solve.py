@@ -182,11 +182,12 @@ def judge(
     if adjoint is None or (adjoint == "auto" and not prob.evolves):
         adjoint = default
     adjoint = AutoAdjoint() if isinstance(adjoint, str) and adjoint == "auto" else adjoint
+    if alg is not None:
+        checks.check_algorithm(alg, prob)
     checks.check_adjoint(adjoint, prob, default)
     if alg is None:
         checks.check_initial_state(prob)
         alg = default_algorithm(prob, rtol, restarts=adjoint.restarts)
-    checks.check_algorithm(alg, prob)
     alg = adjoint.algorithm(alg)
     checks.check_evolves(
         prob,
