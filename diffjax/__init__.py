@@ -1,5 +1,6 @@
 """diffjax: every differential equation is a differentiable function."""
 
+from . import ensembles as ensembles
 from . import neural as neural
 from .adjoints.auto import AutoAdjoint as AutoAdjoint
 from .adjoints.backsolve import BacksolveAdjoint as BacksolveAdjoint
@@ -57,6 +58,7 @@ from .algorithms.switch import AutoVern6 as AutoVern6
 from .algorithms.switch import AutoVern7 as AutoVern7
 from .algorithms.switch import AutoVern8 as AutoVern8
 from .algorithms.switch import AutoVern9 as AutoVern9
+from .ensembles.solution import EnsembleSolution as EnsembleSolution
 from .integrator import Integrator as Integrator
 from .integrator import init as init
 from .integrator import step as step
@@ -64,6 +66,7 @@ from .interpolation import CubicHermite as CubicHermite
 from .interpolation import LinearInterpolation as LinearInterpolation
 from .linear.krylov import GMRES as GMRES
 from .problems import DAEProblem as DAEProblem
+from .problems import EnsembleProblem as EnsembleProblem
 from .problems import ODEProblem as ODEProblem
 from .problems import Problem as Problem
 from .problems import SteadyStateProblem as SteadyStateProblem

@@ -16,6 +16,7 @@ from .adjoints.base import Adjoint
 from .algorithms.base import Algorithm
 from .linear.sparsity import full_band
 from .problems.base import Problem
+from .problems.ensemble import EnsembleProblem
 from .problems.parts import is_array
 from .problems.pattern import Pattern
 from .solution import concrete
@@ -45,6 +46,19 @@ def check_problem(prob: Any) -> None:
             f"prob must be a problem such as dj.ODEProblem(f, u0, tspan, p), "
             f"got {type(prob).__name__}."
         )
+    if isinstance(prob, EnsembleProblem):
+        raise TypeError("an EnsembleProblem is solved by dj.solve(prob, alg, trajectories=N) only.")
+
+
+def check_one(prob: Any, key: Any, **given: Any) -> None:
+    """Raise on an argument that only an ensemble, or a stochastic problem, has a use for."""
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"{name}={value!r} needs many problems: solve dj.EnsembleProblem(prob)."
+            )
+    if key is not None and not getattr(prob, "stochastic", False):
+        raise ValueError(f"key: solving a {type(prob).__name__} draws no random numbers.")
 
 
 def check_algorithm(alg: Any, prob: Problem) -> None:

@@ -17,10 +17,11 @@ __all__ = ["Estimates", "ReturnCode", "Solution", "SolveError", "Stats"]
 class SolveError(RuntimeError):
     """A solve that did not reach its end.
 
-    `solution` holds what was computed before (None where it was raised inside a compiled program).
+    `solution` holds what was computed before, a `Solution` or an `EnsembleSolution` (None where it
+    was raised inside a compiled program).
     """
 
-    def __init__(self, message: str, solution: "Solution | None" = None) -> None:
+    def __init__(self, message: str, solution: Any = None) -> None:
         super().__init__(message)
         self.solution = solution
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from . import checks
@@ -18,9 +19,11 @@ from .adjoints.discrete import DiscreteAdjoint
 from .adjoints.steady_state import SteadyStateAdjoint
 from .algorithms.base import Algorithm
 from .defaults import default_algorithm
+from .ensembles.run import solve_ensemble
 from .failure import raise_on_failure
 from .prepare import Arguments, Options, prepare, value_of
 from .problems.base import Problem, remake
+from .problems.ensemble import EnsembleProblem
 from .problems.parts import Parts, UserFunction, is_array
 from .solution import ReturnCode, Solution, Stats
 from .stepping.controllers import Controller, PIController
@@ -54,6 +57,10 @@ def solve(
     adjoint: Adjoint | Literal["auto"] | None = None,
     resume: PyTree = None,
     progress: bool = False,
+    key: Array | None = None,
+    trajectories: int | None = None,
+    batch_size: int | None = None,
+    mesh: Mesh | None = None,
     throw: bool | None = None,
 ) -> Solution:
     """Solve a differential equation.
@@ -96,10 +103,15 @@ def solve(
         state `dj.SteadyStateAdjoint()`.
     - `resume`: the `final` of an earlier solution, to go on from where it ended.
     - `progress`: show a progress bar.
+    - `key`: what random numbers are drawn from, for example `jax.random.key(0)`.
+    - `trajectories`: of a `dj.EnsembleProblem`, how many are solved. `batch_size`: how many of
+        them side by side, by default what the cache of a CPU or the memory of an accelerator holds.
+        `mesh`: a `jax.sharding.Mesh` over all of whose devices they are spread; each device solves
+        its own, in batches of `batch_size`.
     - `throw`: raise `SolveError` on failure. None: wherever the return code is concrete; True:
         under a trace too, by a host callback; False: never.
 
-    **Returns:** a `Solution`.
+    **Returns:** a `Solution`; of an ensemble a `dj.EnsembleSolution`.
 
     **Raises:** `ValueError`, `TypeError` for bad arguments; `SolveError` as `throw` says.
 
@@ -109,33 +121,37 @@ def solve(
         sol = dj.solve(prob, dj.Tsit5(), saveat=0.1, rtol=1e-6, atol=1e-9)
         ```
     """
-    arguments, options = judge(
-        prob,
-        alg,
-        u0=u0,
-        tspan=tspan,
-        p=p,
-        saveat=saveat,
-        save_idxs=save_idxs,
-        save_fn=save_fn,
-        dense=dense,
-        estimates=estimates,
-        rtol=rtol,
-        atol=atol,
-        dt=dt,
-        steps=steps,
-        adaptive=adaptive,
-        controller=controller,
-        dtmin=dtmin,
-        dtmax=dtmax,
-        max_steps=max_steps,
-        tstops=tstops,
-        initialize=initialize,
-        adjoint=adjoint,
-        resume=resume,
-        progress=progress,
-        throw=throw,
-    )
+    given: dict[str, Any] = {
+        "u0": u0,
+        "tspan": tspan,
+        "p": p,
+        "saveat": saveat,
+        "save_idxs": save_idxs,
+        "save_fn": save_fn,
+        "dense": dense,
+        "estimates": estimates,
+        "rtol": rtol,
+        "atol": atol,
+        "dt": dt,
+        "steps": steps,
+        "adaptive": adaptive,
+        "controller": controller,
+        "dtmin": dtmin,
+        "dtmax": dtmax,
+        "max_steps": max_steps,
+        "tstops": tstops,
+        "initialize": initialize,
+        "adjoint": adjoint,
+        "resume": resume,
+    }
+    many = {"trajectories": trajectories, "batch_size": batch_size, "mesh": mesh}
+    if isinstance(prob, EnsembleProblem):
+        given |= {"alg": alg, "save_idxs": _hashable(save_idxs)}
+        solved = solve_ensemble(solve, prob, given, key=key, progress=progress, throw=throw, **many)
+        # What type checkers know of `solve` is what it gives for one problem.
+        return cast(Any, solved)
+    checks.check_one(prob, key, **many)
+    arguments, options = judge(prob, alg, **given, progress=progress, throw=throw)
     leaves, structure = jtu.tree_flatten(arguments)
     dynamic = tuple(x if is_array(x) else None for x in leaves)
     static = tuple(None if is_array(x) else x for x in leaves)
@@ -316,8 +332,8 @@ def _number(x: Any, *, static: bool = False) -> Any:
 
 def _hashable(index: Any) -> Any:
     """Indices in a form that a compiled function can be keyed by."""
-    if index is None:
-        return None
+    if index is None or (isinstance(index, tuple) and index[:1] in (("slice",), ("index",))):
+        return index
     if isinstance(index, slice):
         return ("slice", index.start, index.stop, index.step)
     chosen = np.asarray(index)

@@ -3,5 +3,6 @@
 from .base import Problem as Problem
 from .base import remake as remake
 from .dae import DAEProblem as DAEProblem
+from .ensemble import EnsembleProblem as EnsembleProblem
 from .ode import ODEProblem as ODEProblem
 from .steady_state import SteadyStateProblem as SteadyStateProblem

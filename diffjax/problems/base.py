@@ -1,6 +1,6 @@
 """What every problem has in common."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax.tree_util as jtu
@@ -23,6 +23,8 @@ class Problem(eqx.Module):
 
     # Whether its solution is followed over a span of time.
     evolves: ClassVar[bool] = True
+    # Whether solving it draws random numbers, from a key.
+    stochastic: ClassVar[bool] = False
 
     @property
     def tspan(self) -> Any:
@@ -34,7 +36,10 @@ class Problem(eqx.Module):
         raise NotImplementedError
 
 
-def remake(prob: Problem, **changes: Any) -> Problem:
+_Kind = TypeVar("_Kind", bound=Problem)
+
+
+def remake(prob: _Kind, /, **changes: Any) -> _Kind:
     """A problem like `prob` with some of its arguments changed.
 
     **Arguments:**
