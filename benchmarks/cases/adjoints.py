@@ -28,7 +28,7 @@ NEAREST: dict[str, tuple[dj.Adjoint, dict[str, Any]]] = {
     "backsolve": (dj.BacksolveAdjoint(), BACKWARD),
     "interpolating": (dj.InterpolatingAdjoint(), TAPED),
     "gauss": (dj.GaussAdjoint(), TAPED),
-    "reversible": (dj.ReversibleAdjoint(), CHECKPOINTED),
+    "reversible": (dj.ReversibleAdjoint(checkpoints=CHECKPOINTS), CHECKPOINTED),
     "forward": (dj.ForwardMode(), FORWARD),
 }
 

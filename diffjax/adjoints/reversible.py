@@ -2,12 +2,14 @@
 
 The solve is taken with a reversible coupling of the method (`algorithms/reversible.py`). The
 backward pass starts from where it ended and reconstructs the states as it goes, so no state is kept
-but the last; of adaptive steps the times and sizes are.
+but the last, and those at the checkpoints if there are any; of adaptive steps the times and sizes
+are.
 
 A `custom_jvp` around a linear map, as for the other adjoints: applied, it differentiates the loop;
 transposed, it goes backwards.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -20,6 +22,7 @@ from jaxtyping import Array
 
 from ..algorithms.base import Algorithm, Memory
 from ..algorithms.reversible import Reversible
+from ..stepping.by_steps import segment_length
 from ..stepping.loop import integrate
 from ..stepping.outcome import Keep, Outcome
 from ..stepping.plan import Inputs, Plan, Settings
@@ -36,8 +39,8 @@ class ReversibleAdjoint(Adjoint):
     """The exact derivative of the steps in constant memory, by a reversible coupling of the method.
 
     Every step is taken by the coupled method, without a derivative too, so that a loss and its
-    gradient agree; it costs twice the evaluations of the method. It suits solutions that are short
-    or neither grow nor contract much, such as most neural ODEs:
+    gradient agree; it costs twice the evaluations of the method. Without checkpoints it suits
+    solutions that are short or neither grow nor contract much, such as most neural ODEs:
 
     - Forwards, where the solution contracts at a rate r, adaptive steps become as short as
         `(1 - coupling) / r`, since the pair of states must not drift apart; fixed steps larger than
@@ -47,19 +50,27 @@ class ReversibleAdjoint(Adjoint):
         solution contracts. Prefer float64. Where the reconstruction misses the initial state or
         what was saved, the gradient is NaN, as is that of what a solve did not reach.
 
+    Checkpoints bound both. At each of them the pair of states is kept and its difference dropped,
+    so the drift and the reconstruction are those of a segment; a segment that misses the
+    checkpoint it started from makes the gradient NaN. Where the solution contracts or is long, use
+    some.
+
     Memory does not grow with fixed steps, and by two numbers for each of `max_steps` with adaptive
-    ones (three for a derivative with respect to times). Works with the explicit Runge-Kutta
-    methods; not with `saveat="steps"` or `dense=True`, which keep all states anyway.
+    ones (three for a derivative with respect to times); a checkpoint adds two states. Works with
+    the explicit Runge-Kutta methods; not with `saveat="steps"` or `dense=True`, which keep all
+    states anyway.
 
     **Arguments:**
 
     - `coupling`: lambda of the paper, above 0 and at most 1.
+    - `checkpoints`: None, or the number of segments that the steps are cut into, of equally many
+        out of `steps` or `max_steps`; about `sqrt(max_steps)` is plenty.
 
-    **Raises:** `ValueError` for a coupling out of range; when solving, for a method or an output
-    that it cannot take.
+    **Raises:** `ValueError` for a coupling or checkpoints out of range; when solving, for a method
+    or an output that it cannot take.
 
     !!! example
-        `dj.solve(prob, dj.Tsit5(), adjoint=dj.ReversibleAdjoint())`
+        `dj.solve(prob, dj.Tsit5(), adjoint=dj.ReversibleAdjoint(checkpoints=64))`
 
     Source: McCallum and Foster, "Efficient, Accurate and Stable Gradients for Neural ODEs",
     arXiv 2410.11648, Algorithms 1 and 2.
@@ -68,11 +79,15 @@ class ReversibleAdjoint(Adjoint):
     restarts: ClassVar[bool] = True
 
     coupling: float = eqx.field(static=True, default=0.999)
+    checkpoints: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
         c = self.coupling
         if isinstance(c, bool) or not isinstance(c, int | float) or not 0 < c <= 1:
             raise ValueError(f"coupling must be a number above 0 and at most 1, got {c!r}.")
+        n = self.checkpoints
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+            raise ValueError(f"checkpoints must be None or a positive integer, got {n!r}.")
 
     def algorithm(self, alg: Algorithm) -> Algorithm:
         if not alg.is_explicit_one_step:
@@ -88,6 +103,9 @@ class ReversibleAdjoint(Adjoint):
                 'adjoint=ReversibleAdjoint() keeps no states, which saveat="steps" and dense=True '
                 "need; give save times, or use adjoint=dj.DiscreteAdjoint()."
             )
+        if self.checkpoints is not None:
+            every = segment_length(plan, self.checkpoints)
+            plan = dataclasses.replace(plan, alg=dataclasses.replace(plan.alg, every=every))
         return _solve(plan, inputs, settings, Keep(states=False))
 
 
@@ -95,6 +113,7 @@ def _solve(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep) -> Outcom
     """The solve as a function that JAX can differentiate, keeping what `keep` says."""
     leaves, structure = jtu.tree_flatten(inputs)
     counters = Counters()
+    alg: Any = plan.alg
 
     @jax.custom_jvp
     def run(leaves: list[Array], settings: Settings) -> tuple[ReversibleSmooth, Outcome]:
@@ -114,13 +133,16 @@ def _solve(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep) -> Outcom
             states=False,
             landings=times or keep.landings,
             memory=True,
+            every=alg.every,
         )
         outcome = _solve(plan, jtu.tree_unflatten(structure, leaves), settings, kept)
         tape = outcome.tape
         assert tape is None or isinstance(tape, Tape)
         assert outcome.memory is not None
         end = outcome.u_end, outcome.memory.history
-        residuals = ReversibleResiduals(leaves, settings, tape, outcome.saved, outcome.rows, end)
+        residuals = ReversibleResiduals(
+            leaves, settings, tape, outcome.saved, outcome.rows, end, outcome.states
+        )
         smooth, rest = _split(_seen(outcome, keep))
         rest = counters.pack(rest)
         replay = Replay(
@@ -147,7 +169,9 @@ def _seen(outcome: Outcome, keep: Keep) -> Outcome:
     tape = outcome.tape if keep.tape else None
     if isinstance(tape, Tape) and not keep.landings:
         tape = tape._replace(landed=None)
-    return outcome._replace(tape=tape, memory=outcome.memory if keep.memory else None)
+    memory = outcome.memory if keep.memory else None
+    states = outcome.states if keep.every else None
+    return outcome._replace(tape=tape, memory=memory, states=states)
 
 
 def _split(outcome: Outcome) -> tuple[ReversibleSmooth, Outcome]:
@@ -156,8 +180,10 @@ def _split(outcome: Outcome) -> tuple[ReversibleSmooth, Outcome]:
     if isinstance(tape, Tape):
         times, tape = (tape.t, tape.dt), tape._replace(t=None, dt=None)
     z_end = None if outcome.memory is None else outcome.memory.history
-    smooth = ReversibleSmooth(outcome.rows, outcome.u_end, outcome.t_end, z_end, times)
-    rest = outcome._replace(rows=None, u_end=None, t_end=None, memory=None, tape=tape)
+    smooth = ReversibleSmooth(
+        outcome.rows, outcome.u_end, outcome.t_end, z_end, times, outcome.states
+    )
+    rest = outcome._replace(rows=None, u_end=None, t_end=None, memory=None, tape=tape, states=None)
     return smooth, rest
 
 
@@ -166,7 +192,7 @@ def _join(smooth: ReversibleSmooth, rest: Outcome) -> Outcome:
     if isinstance(tape, Tape) and smooth.times is not None:
         tape = tape._replace(t=smooth.times[0], dt=smooth.times[1])
     rest = rest._replace(rows=smooth.rows, u_end=smooth.u_end, t_end=smooth.t_end)
-    return rest._replace(memory=Memory(history=smooth.z_end), tape=tape)
+    return rest._replace(memory=Memory(history=smooth.z_end), tape=tape, states=smooth.states)
 
 
 class _Reversal(LinearMap):

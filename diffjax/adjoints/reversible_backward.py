@@ -10,7 +10,8 @@ has the transpose, with y'* first completed by what reaches z' through y',
     y*  =  lambda y'*
     z*  =  z'* + (dPhi_h/dz)^T y'* - lambda y'*
 
-so each half of the step needs one vjp, whose value also undoes that half.
+so each half of the step needs one vjp, whose value also undoes that half. Where the scheme starts
+anew, with z = y, the cotangent of z joins that of y, and the pair that was kept is taken up.
 """
 
 from collections.abc import Sequence
@@ -39,18 +40,20 @@ MISS_EXPONENT = 1 / 2
 
 
 class ReversibleSmooth(NamedTuple):
-    """The part of an outcome that carries a derivative; `times` are those of the tape."""
+    """The part of an outcome that carries a derivative; `times` are those of the tape, `states`
+    those at the checkpoints."""
 
     rows: list[Array] | None
     u_end: PyTree
     t_end: Array
     z_end: PyTree
     times: tuple[Array, Array] | None
+    states: tuple[PyTree, PyTree] | None
 
 
 class ReversibleResiduals(NamedTuple):
     """What the backward pass reads; `end` is the pair (y, z) that the solve ended with, `rows` what
-    was saved."""
+    was saved, `states` the pairs at the checkpoints."""
 
     leaves: list[Array]
     settings: Settings
@@ -58,17 +61,20 @@ class ReversibleResiduals(NamedTuple):
     saved: Array | None
     rows: list[Array] | None
     end: tuple[PyTree, PyTree]
+    states: tuple[PyTree, PyTree] | None
 
 
 class _Carry(NamedTuple):
     """The reconstructed (y, z), its cotangents as `point.u`, and those of the moving inputs; `j` is
-    the save that comes next, `astray` whether a save came out another than it was."""
+    the save that comes next, `number` how many steps are left if there are checkpoints, `astray`
+    whether a save or a checkpoint came out another than it was."""
 
     here: tuple[PyTree, PyTree]
     point: Point
     for_step: list[Array]
     for_save: list[Array]
     j: Array | None
+    number: Array | None
     astray: Array
 
 
@@ -100,6 +106,9 @@ class _Retrace(Retreat):
         self.asked = self._asked()
         # A lane whose end is not finite, or for which nobody asks, stays at its start.
         self.live = self.asked & self._per_lane(_all_finite, self.residuals.end)
+        self.scale = None
+        if self.steps.saves and self.residuals.rows:
+            self.scale = self._per_lane(_largest_row, self.residuals.rows)
 
     def _per_lane(self, fn: Any, *args: PyTree) -> Array:
         return self.lanes(fn, *(True for _ in args))(*args)
@@ -122,9 +131,22 @@ class _Retrace(Retreat):
             for_step=[jnp.zeros_like(x) for x in self._group("step")[0]],
             for_save=[jnp.zeros_like(x) for x in self._group("save")[0]],
             j=self.residuals.saved - 1 if self.steps.saves else None,
+            number=None if self.alg.every is None else self._taken(),
             astray=jnp.zeros(self._lane_shape(), bool),
         )
         return vary_alike((carry, self.residuals, jtu.tree_leaves(given)))[0]
+
+    def _taken(self) -> Array:
+        """How many steps were accepted."""
+        if self.residuals.record is None:
+            assert self.replay.plan.fixed_steps is not None
+            return jnp.full(self._lane_shape(), self.replay.plan.fixed_steps, jnp.int32)
+
+        def one(tape: Tape) -> Array:
+            rows = jnp.arange(tape.dt.size, dtype=tape.used.dtype)
+            return jnp.sum((tape.dt != 0) & (rows < tape.used), dtype=jnp.int32)
+
+        return self._per_lane(one, self.residuals.record)
 
     def _row(self, k: Array, spare: Spare | None) -> Row:
         """Row k, of a tape without states or of fixed steps, for all lanes."""
@@ -206,10 +228,36 @@ class _Retrace(Retreat):
         from_forth, t_forth, moving_forth = pull_forth((y_bar, inner_bar, times_bar))
         t_bar = None if t_back is None else t_back + t_forth
         before = Point((y_start, add(z_start, from_forth)), t_bar)
-        return carry._replace(
+        carry = carry._replace(
             here=chosen(row.active, (y, z), carry.here),
             point=chosen(row.active, before, carry.point),
             for_step=add(carry.for_step, add(moving_back, moving_forth)),
+        )
+        return carry if self.alg.every is None else self._at_checkpoint(carry, row, self.alg.every)
+
+    def _at_checkpoint(self, carry: _Carry, row: Row, every: int) -> _Carry:
+        """If the step is the first of its segment: z started as y did, and what was kept takes the
+        place of what came out."""
+        assert carry.number is not None
+        number = carry.number - row.active.astype(jnp.int32)
+        first = row.active & (number % every == 0)
+
+        def kept(
+            states: PyTree, number: Array, y: PyTree, u0: PyTree, end: PyTree
+        ) -> tuple[PyTree, Array]:
+            pair = jtu.tree_map(lambda x: x[number // every], states)
+            return pair, ~_near(y, pair[0], (pair, u0, end))
+
+        residuals = self.residuals
+        lanes = self.lanes(kept, *[True] * 5)
+        pair, off = lanes(residuals.states, number, carry.here[0], self.u0, residuals.end)
+        y_bar, z_bar = carry.point.u
+        joined = add(y_bar, z_bar), jtu.tree_map(jnp.zeros_like, z_bar)
+        return carry._replace(
+            here=chosen(first, pair, carry.here),
+            point=carry.point._replace(u=chosen(first, joined, carry.point.u)),
+            number=number,
+            astray=carry.astray | (first & off),
         )
 
     def run(self) -> list[Array]:
@@ -245,14 +293,19 @@ class _Retrace(Retreat):
         """Whether the last save in a step, from the reconstructed state, is not what was saved."""
 
         def one(
-            between: Inside, leaves: list[Array], row: Row, j: Array, rows: list[Array]
+            between: Inside,
+            leaves: list[Array],
+            row: Row,
+            j: Array,
+            rows: list[Array],
+            scale: Array,
         ) -> Array:
             inputs = jtu.tree_unflatten(self.moving.structure, leaves)
             value = self.steps.save(between, inputs, row, j)
-            return ~_near(value, [x[jnp.maximum(j, 0)] for x in rows], rows)
+            return ~_near(value, [x[jnp.maximum(j, 0)] for x in rows], scale)
 
-        lanes = self.lanes(one, True, self.flags, True, True, True)
-        off = lanes(between, self.leaves, row, j, self.residuals.rows)
+        lanes = self.lanes(one, True, self.flags, True, True, True, True)
+        off = lanes(between, self.leaves, row, j, self.residuals.rows, self.scale)
         return self.due(j, row) & off
 
     def _unreached(self) -> Array:
@@ -282,8 +335,21 @@ def _near(value: PyTree, wanted: PyTree, scale: PyTree) -> Array:
         default=0,
     )
     miss = _largest(jtu.tree_map(lambda a, b: a - b if _is_inexact(a) else a * 0, value, wanted))
-    finite = jtu.tree_map(lambda x: jnp.where(jnp.isfinite(x), x, 0), scale)
-    return miss <= rounding**MISS_EXPONENT * _largest(finite) + rounding
+    return miss <= rounding**MISS_EXPONENT * _largest_finite(scale) + rounding
+
+
+def _largest_finite(tree: PyTree) -> Array:
+    return _largest(jtu.tree_map(lambda x: jnp.where(jnp.isfinite(x), x, 0), tree))
+
+
+def _largest_row(rows: list[Array]) -> Array:
+    """The largest of what was saved, row by row: a reduction over all of them may be one that XLA
+    hands to a library, which no native function can hold."""
+
+    def one(j: Array, largest: Array) -> Array:
+        return jnp.maximum(largest, _largest_finite([x[j] for x in rows]))
+
+    return jax.lax.fori_loop(0, rows[0].shape[0], one, _largest_finite([x[0] for x in rows]))
 
 
 def _is_inexact(x: Array) -> bool:

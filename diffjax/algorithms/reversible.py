@@ -14,6 +14,9 @@ which gives back what it started from without solving anything:
 (McCallum & Foster, "Efficient, Accurate and Stable Gradients for Neural ODEs", arXiv 2410.11648,
 Algorithm 1, there in terms of the increments Psi_h = Phi_h - id.) It is of the order of the method.
 
+Where the solution contracts y - z grows, and going back enlarges rounding. So the scheme may start
+anew, with z = y, every so many steps, whose pairs have to be kept.
+
 It is not offered as a method by itself: z is true memory, so all that takes a step again from
 (t, u), such as the default adjoint, would silently take a different one.
 """
@@ -29,18 +32,21 @@ from .base import Algorithm, Field, Memory, Norm, State, StepResult
 
 
 class Reversible(Algorithm):
-    """The reversible coupling of a method with itself; its memory is z.
+    """The reversible coupling of a method with itself; its memory is z, and how many steps ago
+    it was y if it starts anew at times.
 
     **Arguments:**
 
     - `alg`: a method with `is_explicit_one_step`.
     - `coupling`: lambda.
+    - `every`: start anew every so many accepted steps; None for never.
     """
 
     takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem"})
 
     alg: Algorithm
     coupling: float = eqx.field(static=True)
+    every: int | None = eqx.field(static=True, default=None)
 
     @property
     def name(self) -> str:
@@ -69,7 +75,7 @@ class Reversible(Algorithm):
         return self.alg.dense_counts
 
     def init(self, field: Field, t: Array, u: State) -> Memory:
-        return Memory(history=u)
+        return Memory(history=u, choice=None if self.every is None else jnp.zeros((), jnp.int32))
 
     def half(
         self, field: Field, t: Array, dt: Array, u: State, norm: Norm | None = None
@@ -80,7 +86,10 @@ class Reversible(Algorithm):
     def step(
         self, field: Field, t: Array, dt: Array, u: State, memory: Memory, norm: Norm | None
     ) -> StepResult:
-        y, z = u, memory.history
+        y, z, age = u, memory.history, memory.choice
+        if age is not None:
+            z = jtu.tree_map(lambda y, z, age=age: jnp.where(age == 0, y, z), y, z)
+            age = jnp.where(age + 1 == self.every, 0, age + 1)
         forth = self.half(field, t, dt, z, norm)
         y_end = self._coupled(forth.u, y, z)
         back = self.half(field, t + dt, -dt, y_end)
@@ -88,7 +97,7 @@ class Reversible(Algorithm):
             u=y_end,
             error=self._error(forth.error, back.u, y, z, y_end, norm),
             ok=forth.ok,
-            memory=Memory(history=jtu.tree_map(lambda z, y, b: z + (y - b), z, y_end, back.u)),
+            memory=Memory(jtu.tree_map(lambda z, y, b: z + (y - b), z, y_end, back.u), age),
             memory_if_rejected=memory,
             stages=(z, forth.stages),
         )

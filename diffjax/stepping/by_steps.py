@@ -41,6 +41,7 @@ class _BySteps(NamedTuple):
     iteration: Int[Array, ""]
     saving: _Saving | None
     tape: Tape | None
+    states: tuple[PyTree, PyTree] | None
     ndense: Int[Array, ""]
 
 
@@ -75,8 +76,27 @@ class ByStepsDriver:
             past = carry.memory.lasting if keep.states else None
             tape = new_tape(tape_length, inputs, past, landings=keep.landings, states=keep.states)
         saved = self._initial_saves() if saving and inputs.saves is not None else None
-        loop = _BySteps(carry, carry.steps, zero, saved, tape, zero)
+        states = None if self.keep.every is None else self._no_states(carry, self.keep.every)
+        loop = _BySteps(carry, carry.steps, zero, saved, tape, states, zero)
         return vary_alike((loop, inputs, self.settings))[0]
+
+    def _no_states(self, carry: Any, every: int) -> tuple[PyTree, PyTree]:
+        """Rows for the state at the start of every so-many-th step, and one for what comes after
+        the last."""
+        plan = self.stepper.plan
+        length = -(-(plan.fixed_steps or plan.max_steps) // every) + 1
+        like = carry.u, carry.memory.history
+        return jtu.tree_map(lambda x: jnp.zeros((length, *x.shape), x.dtype), like)
+
+    def _with_state(self, loop: _BySteps) -> tuple[PyTree, PyTree] | None:
+        """With the state before the next step, in a row that the steps up to the next to be kept
+        write over."""
+        every, carry = self.keep.every, loop.carry
+        if every is None:
+            return None
+        number = -(-carry.steps // every)
+        here = carry.u, carry.memory.history
+        return jtu.tree_map(lambda buffer, x: put(buffer, x, number), loop.states, here)
 
     def _schedule(self) -> Float[Array, " saves+1"]:
         """The save times, and one that never comes; finite, or what lanes compute at it in vain
@@ -99,6 +119,7 @@ class ByStepsDriver:
         return any_lane(self.stepper.active(loop.carry))
 
     def advance(self, stepper: Stepper[Any], loop: _BySteps) -> _BySteps:
+        states = self._with_state(loop)
         carry, record = stepper.attempt(loop.carry, masked=True)
         tape = loop.tape
         if tape is not None:
@@ -106,7 +127,7 @@ class ByStepsDriver:
             if self.compact:
                 number = loop.carry.steps - loop.first_step
             tape = tape.write(number, record)
-        loop = loop._replace(carry=carry, tape=tape, iteration=loop.iteration + 1)
+        loop = loop._replace(carry=carry, tape=tape, states=states, iteration=loop.iteration + 1)
         return loop if loop.saving is None else self._save(loop, loop.saving, record)
 
     def _due(self, carry: Any, saving: _Saving, record: Record) -> Bool[Array, ""]:
@@ -174,6 +195,7 @@ class ByStepsDriver:
         saving = loop.saving
         rows, saved = (None, None) if saving is None else (saving.rows, saving.saved)
         outcome = outcome_of(self.stepper, loop.carry, rows, tape, loop.ndense, saved)
+        outcome = outcome._replace(states=loop.states)
         return outcome._replace(memory=loop.carry.memory.lasting) if self.keep.memory else outcome
 
 

@@ -31,6 +31,7 @@ class Keep:
 
     - `tape`: all of them; without `states` only when they were.
     - `segments`: the loop's state at the start of each of this many segments.
+    - `every`: the state, and the history beside it, at the start of every so-many-th step.
     - `landings`: which steps were cut to end on a given time.
     - `memory`: the lasting part of what the algorithm remembers at the end.
     """
@@ -38,6 +39,7 @@ class Keep:
     tape: bool = False
     states: bool = True
     segments: int | None = None
+    every: int | None = None
     landings: bool = False
     memory: bool = False
 
@@ -50,6 +52,7 @@ class Outcome(NamedTuple):
     - `final`: the next step's size and the controller's memory; None for fixed steps.
     - `saved`: how many save times were reached.
     - `memory`: the lasting part of what the algorithm remembers at the end, if asked for.
+    - `states`: rows of states, and of the history beside them, if asked for.
     - `work`: what was done beside steps that all cost the same, by name of the statistic.
     """
 
@@ -64,6 +67,7 @@ class Outcome(NamedTuple):
     ndense: Int[Array, ""]
     saved: Int[Array, ""] | None
     memory: Memory | None = None
+    states: tuple[PyTree, PyTree] | None = None
     work: dict[str, Array] | None = None
 
 
