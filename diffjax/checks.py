@@ -105,9 +105,7 @@ def check_noise(prob: Problem, alg: Algorithm, key: Any, path: Any, fixed: bool)
             f"noise process such as dj.noise.NoiseGrid(t, W): got {what}."
         )
     if key is not None and not is_array(key):
-        raise TypeError(
-            f"key must be a key such as jax.random.key(0), got {type(key).__name__}."
-        )
+        raise TypeError(f"key must be a key such as jax.random.key(0), got {type(key).__name__}.")
     if path is None:
         return
     check_type("path", path, NoiseProcess, "dj.noise.NoiseGrid(t, W)")

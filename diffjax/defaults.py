@@ -9,8 +9,8 @@ from jaxtyping import PyTree
 from .algorithms.base import Algorithm
 from .algorithms.dae_methods import DFBDF
 from .algorithms.esdirk_methods import KenCarp4
-from .algorithms.explicit_methods import Tsit5, Vern7
 from .algorithms.euler_maruyama import LambaEM, LambaEulerHeun
+from .algorithms.explicit_methods import Tsit5, Vern7
 from .algorithms.rosenbrock_methods import Rodas5P
 from .algorithms.sra import SOSRA
 from .algorithms.sri import SOSRI

@@ -14,14 +14,10 @@ from jaxtyping import Array, PyTree
 from .algorithms.base import Algorithm
 from .algorithms.implicit import derivative
 from .checks import SPAN_SLACK
-from .noise.base import NoiseProcess
-from .noise.mixed import Correlated, Turned
-from .noise.steps import StepNoise
-from .noise.tree import VirtualBrownianTree
+from .noise.driving import noise_of_solve, own_noise
 from .problems.base import Problem, tree_of_arrays
 from .problems.parts import Parts, UserFunction, is_array
 from .progress import report
-from .solution import concrete
 from .stepping.controllers import Controller
 from .stepping.equation import trace_equation
 from .stepping.estimates import step_estimates
@@ -377,7 +373,11 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     stops = None if options.fixed else times.stops
     noise, driven = None, {}
     if arguments.problem.stochastic:
-        noise = _noise(arguments, options, times, dim)
+        ends = (times.t0, times.t1, times.direction)
+        path = arguments.path
+        if path is None:
+            path = own_noise(arguments.key, dim, options.fixed, *ends)
+        noise = noise_of_solve(path, given["correlation"], dim, times.direction)
         driven = {"diffusion": diffusion_args, "noise": noise}
         stops = None if options.fixed else _with_saves(stops, saves, times.t1)
     inputs = Inputs(
@@ -410,27 +410,6 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     return Ready(plan, inputs, settings, layout, times, saved_shapes, traced_saves, start)
 
 
-def _noise(arguments: Arguments, options: Options, times: Times, dim: int) -> NoiseProcess:
-    """What drives a stochastic equation, in the time of the solve."""
-    noise, factor = arguments.path, arguments.problem.arguments()["correlation"]
-    if noise is None:
-        if options.fixed:
-            noise = StepNoise(arguments.key, dim)
-        else:
-            t0, t1 = times.t0 * times.direction, times.t1 * times.direction
-            noise = VirtualBrownianTree(t0, t1, dim, arguments.key)
-    if factor is not None:
-        noise = Correlated(noise, factor)
-    if noise.dim != dim:
-        raise ValueError(
-            f"the noise must have {dim} components, as many as g asks for; "
-            f"{'path' if factor is None else 'correlation'} has {noise.dim}."
-        )
-    if isinstance(times.direction, float) and times.direction == 1.0:
-        return noise
-    return Turned(noise, times.direction)
-
-
 def _with_saves(stops: Array | None, saves: Array | None, t1: Array) -> Array | None:
     """The stops and the save times in order, each once; what is left over is the end."""
     if saves is None:
@@ -438,36 +417,6 @@ def _with_saves(stops: Array | None, saves: Array | None, t1: Array) -> Array | 
     both = jnp.sort(saves if stops is None else jnp.concatenate([stops, saves]))
     again = jnp.concatenate([jnp.zeros(1, bool), both[1:] == both[:-1]])
     return jnp.sort(jnp.where(again, t1, both))
-
-
-def stops_at_saves(
-    prob: Problem, saveat: Any, dt: Any, steps: int | None
-) -> tuple[float, ...]:
-    """The save times that fixed steps would pass without ending on them.
-
-    **Raises:** `ValueError` if the save times or the span are not known.
-    """
-    if saveat is None:
-        return ()
-    tspan = prob.tspan
-    known = not callable(tspan) and all(isinstance(t, float) for t in tspan)
-    with jax.ensure_compile_time_eval():
-        saves = saveat(*tspan) if known and callable(saveat) else saveat
-        if known and np.ndim(saves) == 0:
-            saves = spaced(*tspan, float(saves))
-        times = concrete(jnp.asarray(saves))
-    if not known or times is None:
-        raise ValueError(
-            "saveat with the fixed steps of a stochastic problem needs times and a tspan of known "
-            "numbers, which the steps are made to end on; let saveat be None or 'steps', or take "
-            "adaptive steps."
-        )
-    t0, t1 = tspan
-    size = abs(t1 - t0) / steps if steps is not None else abs(float(dt))
-    passed = np.abs(np.asarray(times, float) - t0) / size
-    off = np.abs(passed - np.round(passed)) > SPAN_SLACK
-    inside = off & (np.abs(times - t1) > SPAN_SLACK * abs(t1 - t0))
-    return tuple(float(t) for t in np.asarray(times)[inside])
 
 
 def _initial_slope(

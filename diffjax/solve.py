@@ -23,10 +23,11 @@ from .ensembles.run import solve_ensemble
 from .failure import raise_on_failure
 from .noise.base import NoiseProcess
 from .noise.random import key_words
-from .prepare import Arguments, Options, prepare, stops_at_saves, value_of
+from .prepare import Arguments, Options, prepare, value_of
 from .problems.base import Problem, remake
 from .problems.ensemble import EnsembleProblem
 from .problems.parts import Parts, UserFunction, is_array
+from .save_stops import stops_at_saves
 from .solution import ReturnCode, Solution, Stats
 from .stepping.controllers import Controller
 from .stepping.dense import DenseOutput
@@ -338,7 +339,9 @@ def _times(times: Any) -> Any:
 
 def _static_times(times: Any, prob: Problem) -> tuple[float, ...] | None:
     """Times that fixed steps end on, in order, each once."""
-    unique = sorted({float(t) for t in times}, reverse=bool(times) and prob.tspan[1] < prob.tspan[0])
+    unique = sorted(
+        {float(t) for t in times}, reverse=bool(times) and prob.tspan[1] < prob.tspan[0]
+    )
     return tuple(unique) or None
 
 

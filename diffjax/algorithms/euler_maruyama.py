@@ -132,13 +132,8 @@ def _lamba_error(
     euler = drifted(u, f, dt)
     drift = jtu.tree_map(lambda a, b: 0.5 * scaled(a - b, dt), field.f(t + dt, euler), f)
     # The diffusion moved along itself by the size of the noise, its columns together.
-    if diffusion.is_matrix:
-        along = jtu.tree_map(lambda x: jnp.sum(x, axis=-1), g)
-    else:
-        along = g
+    along = jtu.tree_map(lambda x: jnp.sum(x, axis=-1), g) if diffusion.is_matrix else g
     moved = diffusion.g(t, jtu.tree_map(lambda x, d: x + scaled(d, root), euler, along))
     turned = diffusion.spread(noise.dw**2 - dt, u)
     change = jtu.tree_map(lambda a, b: scaled(a - b, 0.5 / root), moved, g)
     return by_sum(norm, (drift, diffusion.times(change, turned)), u, end)
-
-

@@ -68,12 +68,12 @@ class Diffusion(eqx.Module):
         """A number for each noise, laid out to be multiplied with g, of a matrix its columns."""
         leaves, structure = jtu.tree_flatten(u)
         if self.is_matrix:
-            return jtu.tree_map(lambda x: noise.astype(np.finfo(x.dtype).dtype), u)
+            return jtu.tree_map(lambda x: noise.astype(x.dtype).reshape((1,) * x.ndim + (-1,)), u)
         if self.kind == "scalar":
-            return jtu.tree_map(lambda x: noise[0].astype(np.finfo(x.dtype).dtype), u)
+            return jtu.tree_map(lambda x: noise[0].astype(x.dtype), u)
         offsets = np.cumsum([0, *(x.size for x in leaves)])
         parts = [
-            noise[start : start + x.size].reshape(x.shape).astype(np.finfo(x.dtype).dtype)
+            noise[start : start + x.size].reshape(x.shape).astype(x.dtype)
             for start, x in zip(offsets, leaves, strict=False)
         ]
         return jtu.tree_unflatten(structure, parts)

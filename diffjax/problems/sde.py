@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Literal, get_args
 
 import equinox as eqx
-import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
@@ -44,9 +44,13 @@ class SDEProblem(Problem):
 
     !!! example
         ```python
-        prob = dj.SDEProblem(
-            lambda u, p, t: p[0] * u, lambda u, p, t: p[1] * u, jnp.array([0.5]), (0.0, 1.0), (1.0, 0.9)
-        )
+        def f(u, p, t):
+            return p[0] * u
+
+        def g(u, p, t):
+            return p[1] * u
+
+        prob = dj.SDEProblem(f, g, jnp.array([0.5]), (0.0, 1.0), (1.0, 0.9))
         sol = dj.solve(prob, dj.SOSRI(), key=jax.random.key(0), saveat=0.1)
         ```
     """

@@ -26,7 +26,7 @@ class Inputs(NamedTuple):
 
     `args` are the vector field's closed-over arrays and parameters, `save_args` those of
     `save_fn`; `saves` the times at which to save and `stops` those to step on, both sorted; `mass`,
-    `jac_args` and `slope` those of `Field`; `diffusion` and `noise` the arguments of g and what W is.
+    `jac_args` and `slope` those of `Field`; `diffusion` the arguments of g, `noise` what W is.
     """
 
     u0: State

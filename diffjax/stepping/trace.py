@@ -102,8 +102,7 @@ def trace_diffusion(
     used = {v for eqn in closed.jaxpr.eqns for v in eqn.invars if not isinstance(v, jex.Literal)}
     if kind == "additive" and used & set(state_vars):
         raise ValueError(
-            "noise='additive' says that g does not depend on u, but it does; "
-            "try noise='diagonal'."
+            "noise='additive' says that g does not depend on u, but it does; try noise='diagonal'."
         )
     jaxpr, args = hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)))
     return jaxpr, args, dim
