@@ -203,7 +203,7 @@ def check_steps(alg: Algorithm, adaptive: bool, dt: Any, steps: Any, max_steps: 
     return fixed
 
 
-def _ends(prob: Problem) -> tuple[float, float] | None:
+def known_ends(prob: Problem) -> tuple[float, float] | None:
     """Both ends of the span where they are known."""
     tspan = prob.tspan
     if callable(tspan):
@@ -231,7 +231,7 @@ def check_saving(saveat: Any, save_idxs: Any, save_fn: Any, prob: Problem) -> No
         return
     times = concrete(jnp.asarray(saveat)) if not isinstance(saveat, np.ndarray) else saveat
     if times is not None:
-        _check_times("saveat", np.asarray(times), _ends(prob))
+        _check_times("saveat", np.asarray(times), known_ends(prob))
 
 
 def _check_spacing(saveat: Any, prob: Problem) -> None:
@@ -284,7 +284,7 @@ def check_tstops(tstops: Any, prob: Problem, fixed: bool) -> None:
     known = all(isinstance(t, int | float | np.number) for t in tstops)
     times = np.asarray(tstops) if known else concrete(jnp.asarray(tstops))
     if times is not None:
-        _check_times("tstops", times, _ends(prob))
+        _check_times("tstops", times, known_ends(prob))
     static = all(isinstance(t, float) for t in prob.tspan)
     if fixed and (times is None or not static):
         raise ValueError(

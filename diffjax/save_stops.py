@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .checks import SPAN_SLACK
+from .checks import SPAN_SLACK, known_ends
 from .prepare import spaced
 from .problems.base import Problem
 from .solution import concrete
@@ -22,21 +22,20 @@ def stops_at_saves(prob: Problem, saveat: Any, dt: Any, steps: int | None) -> tu
     """
     if saveat is None:
         return ()
-    tspan: Any = prob.tspan
-    known = not callable(tspan) and all(isinstance(t, float) for t in tspan)
-    times: Any = saveat
-    if known:
+    ends = known_ends(prob)
+    times: Any = None
+    if ends is not None:
         with jax.ensure_compile_time_eval():
-            times = saveat(*tspan) if callable(saveat) else saveat
-            times = spaced(*tspan, float(times)) if np.ndim(times) == 0 else times
+            times = saveat(*ends) if callable(saveat) else saveat
+            times = spaced(*ends, float(times)) if np.ndim(times) == 0 else times
             times = concrete(jnp.asarray(times))
-    if not known or times is None:
+    if ends is None or times is None:
         raise ValueError(
             "saveat with the fixed steps of a stochastic problem needs times and a tspan of known "
             "numbers, which the steps are made to end on; let saveat be None or 'steps', or take "
             "adaptive steps."
         )
-    t0, t1 = tspan
+    t0, t1 = ends
     size = abs(t1 - t0) / steps if steps is not None else abs(float(dt))
     passed = np.abs(np.asarray(times, float) - t0) / size
     off = np.abs(passed - np.round(passed)) > SPAN_SLACK
