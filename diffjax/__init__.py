@@ -2,6 +2,7 @@
 
 from . import ensembles as ensembles
 from . import neural as neural
+from . import noise as noise
 from .adjoints.auto import AutoAdjoint as AutoAdjoint
 from .adjoints.backsolve import BacksolveAdjoint as BacksolveAdjoint
 from .adjoints.base import Adjoint as Adjoint
@@ -28,6 +29,10 @@ from .algorithms.esdirk_methods import Kvaerno3 as Kvaerno3
 from .algorithms.esdirk_methods import Kvaerno4 as Kvaerno4
 from .algorithms.esdirk_methods import Kvaerno5 as Kvaerno5
 from .algorithms.esdirk_methods import Trapezoid as Trapezoid
+from .algorithms.euler_maruyama import EM as EM
+from .algorithms.euler_maruyama import EulerHeun as EulerHeun
+from .algorithms.euler_maruyama import LambaEM as LambaEM
+from .algorithms.euler_maruyama import LambaEulerHeun as LambaEulerHeun
 from .algorithms.explicit_methods import BS3 as BS3
 from .algorithms.explicit_methods import BS5 as BS5
 from .algorithms.explicit_methods import DP5 as DP5
@@ -44,6 +49,7 @@ from .algorithms.explicit_methods import Vern6 as Vern6
 from .algorithms.explicit_methods import Vern7 as Vern7
 from .algorithms.explicit_methods import Vern8 as Vern8
 from .algorithms.explicit_methods import Vern9 as Vern9
+from .algorithms.milstein import RKMil as RKMil
 from .algorithms.radau import RadauIIA5 as RadauIIA5
 from .algorithms.rosenbrock_methods import Rodas3P as Rodas3P
 from .algorithms.rosenbrock_methods import Rodas4 as Rodas4
@@ -51,6 +57,12 @@ from .algorithms.rosenbrock_methods import Rodas4P as Rodas4P
 from .algorithms.rosenbrock_methods import Rodas5 as Rodas5
 from .algorithms.rosenbrock_methods import Rodas5P as Rodas5P
 from .algorithms.rosenbrock_methods import Rosenbrock23 as Rosenbrock23
+from .algorithms.sra import SOSRA as SOSRA
+from .algorithms.sra import SRA1 as SRA1
+from .algorithms.sra import SRA3 as SRA3
+from .algorithms.sri import SOSRI as SOSRI
+from .algorithms.sri import SOSRI2 as SOSRI2
+from .algorithms.sri import SRIW1 as SRIW1
 from .algorithms.switch import AutoDP5 as AutoDP5
 from .algorithms.switch import AutoSwitch as AutoSwitch
 from .algorithms.switch import AutoTsit5 as AutoTsit5
@@ -69,6 +81,7 @@ from .problems import DAEProblem as DAEProblem
 from .problems import EnsembleProblem as EnsembleProblem
 from .problems import ODEProblem as ODEProblem
 from .problems import Problem as Problem
+from .problems import SDEProblem as SDEProblem
 from .problems import SteadyStateProblem as SteadyStateProblem
 from .problems import remake as remake
 from .sensitivity import diffeq_adjoint as diffeq_adjoint

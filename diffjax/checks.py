@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 from .adjoints.base import Adjoint
 from .algorithms.base import Algorithm
 from .linear.sparsity import full_band
+from .noise.base import NoiseProcess
 from .problems.base import Problem
 from .problems.ensemble import EnsembleProblem
 from .problems.parts import is_array
@@ -50,15 +51,22 @@ def check_problem(prob: Any) -> None:
         raise TypeError("an EnsembleProblem is solved by dj.solve(prob, alg, trajectories=N) only.")
 
 
-def check_one(prob: Any, key: Any, **given: Any) -> None:
-    """Raise on an argument that only an ensemble, or a stochastic problem, has a use for."""
+def check_one(**given: Any) -> None:
+    """Raise on an argument that only an ensemble has a use for."""
     for name, value in given.items():
         if value is not None:
             raise ValueError(
                 f"{name}={value!r} needs many problems: solve dj.EnsembleProblem(prob)."
             )
-    if key is not None and not getattr(prob, "stochastic", False):
-        raise ValueError(f"key: solving a {type(prob).__name__} draws no random numbers.")
+
+
+def check_no_path(path: Any) -> None:
+    """Raise on a path given to an ensemble."""
+    if path is not None:
+        raise ValueError(
+            "path: every trajectory of an ensemble has noise of its own, from key=; to solve on "
+            "given paths, jax.vmap over them."
+        )
 
 
 def check_algorithm(alg: Any, prob: Problem) -> None:
@@ -76,6 +84,58 @@ def check_algorithm(alg: Any, prob: Problem) -> None:
             "for which it may be singular, or let f return the inverse of the matrix times f."
         )
     check_mass_in_pattern(prob)
+    if prob.stochastic:
+        check_kind_of_noise(alg, prob)
+
+
+def check_noise(prob: Problem, alg: Algorithm, key: Any, path: Any, fixed: bool) -> None:
+    """Raise unless there is the noise that the problem and the algorithm need, and no other."""
+    if not prob.stochastic:
+        for name, value in (("key", key), ("path", path)):
+            if value is not None:
+                raise ValueError(
+                    f"{name} is for stochastic problems, and a {type(prob).__name__} has no noise; "
+                    "leave it out, or solve a dj.SDEProblem."
+                )
+        return
+    if (key is None) == (path is None):
+        what = "neither" if key is None else "both"
+        raise ValueError(
+            f"a {type(prob).__name__} needs key= (for example jax.random.key(0)) or path=, a "
+            f"noise process such as dj.noise.NoiseGrid(t, W): got {what}."
+        )
+    if key is not None and not is_array(key):
+        raise TypeError(f"key must be a key such as jax.random.key(0), got {type(key).__name__}.")
+    if path is None:
+        return
+    check_type("path", path, NoiseProcess, "dj.noise.NoiseGrid(t, W)")
+    if not fixed and not path.anywhere:
+        raise ValueError(
+            f"path={type(path).__name__} does not know the noise between its own times, which "
+            "adaptive steps ask for: give dt= with adaptive=False, or dj.noise.VirtualBrownianTree."
+        )
+    need = alg.need(path.dim)
+    if need.area and not path.has_area:
+        raise ValueError(
+            f"alg={alg.name} needs the integral of the noise over a step, which "
+            f"path={type(path).__name__} does not give; a dj.NoiseGrid needs Z=, or take dj.EM()."
+        )
+    if need.extra and not path.has_extra:
+        raise ValueError(
+            f"alg={alg.name} needs random numbers beside the path; give key= instead of path=."
+        )
+
+
+def check_kind_of_noise(alg: Algorithm, prob: Problem) -> None:
+    """Raise unless the algorithm takes the noise of a stochastic problem."""
+    given = prob.arguments()
+    for name, taken in (("noise", alg.noises), ("interpretation", alg.interpretations)):
+        if given[name] not in taken:
+            raise ValueError(
+                f"alg={alg.name} cannot solve a problem with {name}={given[name]!r}; it takes "
+                f"{', '.join(sorted(taken))}. Try dj.LambaEM() for Ito, dj.LambaEulerHeun() for "
+                "Stratonovich equations with any noise."
+            )
 
 
 def check_mass_in_pattern(prob: Problem) -> None:
@@ -143,7 +203,7 @@ def check_steps(alg: Algorithm, adaptive: bool, dt: Any, steps: Any, max_steps: 
     return fixed
 
 
-def _ends(prob: Problem) -> tuple[float, float] | None:
+def known_ends(prob: Problem) -> tuple[float, float] | None:
     """Both ends of the span where they are known."""
     tspan = prob.tspan
     if callable(tspan):
@@ -171,7 +231,7 @@ def check_saving(saveat: Any, save_idxs: Any, save_fn: Any, prob: Problem) -> No
         return
     times = concrete(jnp.asarray(saveat)) if not isinstance(saveat, np.ndarray) else saveat
     if times is not None:
-        _check_times("saveat", np.asarray(times), _ends(prob))
+        _check_times("saveat", np.asarray(times), known_ends(prob))
 
 
 def _check_spacing(saveat: Any, prob: Problem) -> None:
@@ -224,7 +284,7 @@ def check_tstops(tstops: Any, prob: Problem, fixed: bool) -> None:
     known = all(isinstance(t, int | float | np.number) for t in tstops)
     times = np.asarray(tstops) if known else concrete(jnp.asarray(tstops))
     if times is not None:
-        _check_times("tstops", times, _ends(prob))
+        _check_times("tstops", times, known_ends(prob))
     static = all(isinstance(t, float) for t in prob.tspan)
     if fixed and (times is None or not static):
         raise ValueError(

@@ -9,11 +9,15 @@ from jaxtyping import PyTree
 from .algorithms.base import Algorithm
 from .algorithms.dae_methods import DFBDF
 from .algorithms.esdirk_methods import KenCarp4
+from .algorithms.euler_maruyama import LambaEM, LambaEulerHeun
 from .algorithms.explicit_methods import Tsit5, Vern7
 from .algorithms.rosenbrock_methods import Rodas5P
+from .algorithms.sra import SOSRA
+from .algorithms.sri import SOSRI
 from .algorithms.switch import AutoSwitch
 from .prepare import value_of
 from .problems.base import Problem
+from .stepping.controllers import PIController, PIDController
 from .stepping.steady_state import RootfindOrDynamicSS
 
 # Below this relative tolerance the explicit method is of order 7.
@@ -29,6 +33,8 @@ def default_algorithm(prob: Problem, rtol: PyTree, *, restarts: bool) -> Algorit
     """
     if not prob.evolves:
         return RootfindOrDynamicSS()
+    if prob.stochastic:
+        return _default_stochastic(prob)
     if "F" in prob.arguments():
         return DFBDF()
     if prob.arguments().get("mass_matrix") is not None:
@@ -41,6 +47,26 @@ def default_algorithm(prob: Problem, rtol: PyTree, *, restarts: bool) -> Algorit
         return AutoSwitch(explicit, Rodas5P())
     sparse = prob.arguments().get("jac_sparsity") is not None
     return AutoSwitch(explicit, KenCarp4()) if sparse else explicit
+
+
+def default_controller(prob: Problem) -> PIDController:
+    """The step controller for a problem.
+
+    Of a stochastic one the errors scatter, so the step grows slowly (the exponents 7/10 and 2/5 and
+    the bound 9/8 of StochasticDiffEq.jl).
+    """
+    if not prob.stochastic:
+        return PIController()
+    return PIController(0.7, -0.4, max_factor=9 / 8, first_max_factor=9 / 8)
+
+
+def _default_stochastic(prob: Problem) -> Algorithm:
+    given = prob.arguments()
+    if given["noise"] == "additive":
+        return SOSRA()
+    if given["interpretation"] == "stratonovich":
+        return LambaEulerHeun()
+    return SOSRI() if given["noise"] in ("diagonal", "scalar") else LambaEM()
 
 
 def _unknowns(prob: Problem) -> int:

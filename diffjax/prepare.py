@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 from .algorithms.base import Algorithm
 from .algorithms.implicit import derivative
 from .checks import SPAN_SLACK
+from .noise.driving import noise_of_solve, own_noise
 from .problems.base import Problem, tree_of_arrays
 from .problems.parts import Parts, UserFunction, is_array
 from .progress import report
@@ -27,7 +28,7 @@ from .stepping.outcome import Outcome
 from .stepping.plan import Inputs, Plan, Settings
 from .stepping.status import ReturnCode
 from .stepping.tape import Tape
-from .stepping.trace import trace_saving
+from .stepping.trace import trace_diffusion, trace_saving
 from .stepping.trees import chosen
 from .stepping.varying import mesh_axes, vary_over
 
@@ -45,6 +46,8 @@ class Arguments(eqx.Module):
     dtmin: Any
     dtmax: Any
     resume: PyTree
+    key: Any
+    path: Any
 
 
 class Options(NamedTuple):
@@ -331,6 +334,18 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     times = vary_over(axes, _times(arguments, tspan, layout.time_dtype))
     state = vary_over(axes, jtu.tree_map(jnp.asarray, u0))
     field = trace_equation(given, layout, state, parts, times.t0, times.direction)
+    diffusion_jaxpr, diffusion_args, dim = None, None, 0
+    if arguments.problem.stochastic:
+        diffusion_jaxpr, diffusion_args, dim = trace_diffusion(
+            given["g"],
+            layout,
+            state,
+            parts,
+            times.t0,
+            times.direction,
+            given["noise"],
+            given["noise_dim"],
+        )
     save = _saving(arguments, options)
     save_jaxpr, save_args, saved_shapes = trace_saving(
         save, layout, state, parts, times.t0, times.direction
@@ -350,9 +365,21 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         progress=report if options.progress else None,
         jac_jaxpr=field.jac_jaxpr,
         sparsity=field.sparsity,
+        diffusion_jaxpr=diffusion_jaxpr,
+        noise_kind=given.get("noise"),
+        interpretation=given.get("interpretation"),
     )
     saves = None if options.save_every else times.saves
     stops = None if options.fixed else times.stops
+    noise, driven = None, {}
+    if arguments.problem.stochastic:
+        ends = (times.t0, times.t1, times.direction)
+        path = arguments.path
+        if path is None:
+            path = own_noise(arguments.key, dim, options.fixed, *ends)
+        noise = noise_of_solve(path, given["correlation"], dim, times.direction)
+        driven = {"diffusion": diffusion_args, "noise": noise}
+        stops = None if options.fixed else _with_saves(stops, saves, times.t1)
     inputs = Inputs(
         u0=layout.ravel(state),
         args=field.args,
@@ -364,8 +391,13 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         mass=field.mass,
         jac_args=field.jac_args,
         slope=_initial_slope(given, layout, times, state, p, tspan[0]),
+        **driven,
     )
     settings = _settings(arguments, options, layout, state)
+    if noise is not None and noise.smallest is not None and not options.fixed:
+        shortest = noise.smallest.astype(layout.time_dtype)
+        dtmin = shortest if settings.dtmin is None else jnp.maximum(settings.dtmin, shortest)
+        settings = settings._replace(dtmin=dtmin)
     inputs, settings = vary_over(axes, (inputs, settings))
     start = None
     if options.initialize is not None:
@@ -373,7 +405,18 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         start = consistent_start(plan, inputs, settings, options.initialize, differential)
         inputs = start.inputs
     traced_saves = times.span is None or not isinstance(arguments.saveat, float | None)
+    # A stochastic solve has no derivative by its save times.
+    traced_saves = traced_saves and not arguments.problem.stochastic
     return Ready(plan, inputs, settings, layout, times, saved_shapes, traced_saves, start)
+
+
+def _with_saves(stops: Array | None, saves: Array | None, t1: Array) -> Array | None:
+    """The stops and the save times in order, each once; what is left over is the end."""
+    if saves is None:
+        return stops
+    both = jnp.sort(saves if stops is None else jnp.concatenate([stops, saves]))
+    again = jnp.concatenate([jnp.zeros(1, bool), both[1:] == both[:-1]])
+    return jnp.sort(jnp.where(again, t1, both))
 
 
 def _initial_slope(

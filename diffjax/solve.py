@@ -18,15 +18,18 @@ from .adjoints.base import Adjoint
 from .adjoints.discrete import DiscreteAdjoint
 from .adjoints.steady_state import SteadyStateAdjoint
 from .algorithms.base import Algorithm
-from .defaults import default_algorithm
+from .defaults import default_algorithm, default_controller
 from .ensembles.run import solve_ensemble
 from .failure import raise_on_failure
+from .noise.base import NoiseProcess
+from .noise.random import key_words
 from .prepare import Arguments, Options, prepare, value_of
 from .problems.base import Problem, remake
 from .problems.ensemble import EnsembleProblem
 from .problems.parts import Parts, UserFunction, is_array
+from .save_stops import stops_at_saves
 from .solution import ReturnCode, Solution, Stats
-from .stepping.controllers import Controller, PIController
+from .stepping.controllers import Controller
 from .stepping.dense import DenseOutput
 from .stepping.layout import Layout
 
@@ -58,6 +61,7 @@ def solve(
     resume: PyTree = None,
     progress: bool = False,
     key: Array | None = None,
+    path: NoiseProcess | None = None,
     trajectories: int | None = None,
     batch_size: int | None = None,
     mesh: Mesh | None = None,
@@ -103,7 +107,10 @@ def solve(
         state `dj.SteadyStateAdjoint()`.
     - `resume`: the `final` of an earlier solution, to go on from where it ended.
     - `progress`: show a progress bar.
-    - `key`: what random numbers are drawn from, for example `jax.random.key(0)`.
+    - `key`: what random numbers are drawn from, for example `jax.random.key(0)`. Adaptive steps see
+        the same path at any tolerance.
+    - `path`: the noise of a stochastic problem in place of a key, for example
+        `dj.noise.NoiseGrid(t, W)` or `dj.noise.VirtualBrownianTree(...)`.
     - `trajectories`: of a `dj.EnsembleProblem`, how many are solved. `batch_size`: how many of
         them side by side, by default what the cache of a CPU or the memory of an accelerator holds.
         `mesh`: a `jax.sharding.Mesh` over all of whose devices they are spread; each device solves
@@ -147,11 +154,13 @@ def solve(
     many = {"trajectories": trajectories, "batch_size": batch_size, "mesh": mesh}
     if isinstance(prob, EnsembleProblem):
         given |= {"alg": alg, "save_idxs": _hashable(save_idxs)}
+        checks.check_no_path(path)
         solved = solve_ensemble(solve, prob, given, key=key, progress=progress, throw=throw, **many)
         # What type checkers know of `solve` is what it gives for one problem.
         return cast(Any, solved)
-    checks.check_one(prob, key, **many)
-    arguments, options = judge(prob, alg, **given, progress=progress, throw=throw)
+    checks.check_one(**many)
+    given |= {"progress": progress, "key": key, "path": path, "throw": throw}
+    arguments, options = judge(prob, alg, **given)
     leaves, structure = jtu.tree_flatten(arguments)
     dynamic = tuple(x if is_array(x) else None for x in leaves)
     static = tuple(None if is_array(x) else x for x in leaves)
@@ -188,6 +197,8 @@ def judge(
     adjoint: Adjoint | Literal["auto"] | None = None,
     resume: PyTree = None,
     progress: bool = False,
+    key: Array | None = None,
+    path: NoiseProcess | None = None,
     throw: bool | None = None,
 ) -> tuple[Arguments, Options]:
     """Judge the arguments of `solve` and part them into arrays and static options."""
@@ -228,11 +239,15 @@ def judge(
     checks.check_initial_state(prob)
     checks.check_estimates(estimates, alg)
     how = checks.check_initialize(initialize, prob)
+    checks.check_noise(prob, alg, key, path, fixed)
+    if prob.stochastic and fixed and not every_step:
+        # Between its steps a path is not known; so they are made to end on the save times.
+        tstops = (*tstops, *stops_at_saves(prob, saveat, dt, steps))
 
     arguments = Arguments(
         problem=prob,
         saveat=None if every_step else _times(saveat),
-        tstops=tuple(float(t) for t in tstops) or None if fixed else _times(tstops),
+        tstops=_static_times(tstops, prob) if fixed else _times(tstops),
         save_fn=None if save_fn is None else UserFunction(save_fn),
         rtol=checks.check_tolerance("rtol", rtol, prob),
         atol=checks.check_tolerance("atol", atol, prob),
@@ -240,11 +255,13 @@ def judge(
         dtmin=_number(dtmin),
         dtmax=_number(dtmax),
         resume=resume,
+        key=None if key is None else key_words(key),
+        path=path,
     )
     options = Options(
         alg=alg,
         adjoint=adjoint,
-        controller=_controller(controller) if prob.evolves and not fixed else None,
+        controller=(controller or default_controller(prob)) if prob.evolves and not fixed else None,
         max_steps=max_steps,
         steps=steps,
         fixed=fixed,
@@ -309,10 +326,6 @@ def _equation(prob: Problem) -> dict[str, Any]:
     return held if mass is None else {**held, "mass_matrix": Parts(mass)}
 
 
-def _controller(controller: Controller | None) -> Controller:
-    return PIController() if controller is None else controller
-
-
 def _times(times: Any) -> Any:
     """Times as `prepare` wants them: None, a static spacing, a function, or an array."""
     if times is None or (hasattr(times, "__len__") and len(times) == 0):
@@ -322,6 +335,14 @@ def _times(times: Any) -> Any:
     if isinstance(times, int | float):
         return float(times)
     return jnp.asarray(times)
+
+
+def _static_times(times: Any, prob: Problem) -> tuple[float, ...] | None:
+    """Times that fixed steps end on, in order, each once."""
+    unique = sorted(
+        {float(t) for t in times}, reverse=bool(times) and prob.tspan[1] < prob.tspan[0]
+    )
+    return tuple(unique) or None
 
 
 def _number(x: Any, *, static: bool = False) -> Any:

@@ -1,6 +1,7 @@
 """`adjoint="auto"`: the adjoint that suits the size of a problem."""
 
 import math
+from typing import ClassVar
 
 import jax
 import jax.tree_util as jtu
@@ -27,6 +28,8 @@ class AutoAdjoint(Adjoint):
     !!! example
         `dj.solve(prob, dj.Tsit5(), adjoint="auto")`
     """
+
+    takes: ClassVar[frozenset[str]] = DiscreteAdjoint.takes
 
     def solve(self, plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
         return self.choose(plan, inputs).solve(plan, inputs, settings)

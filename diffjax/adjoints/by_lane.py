@@ -21,7 +21,7 @@ from ..stepping.trees import replaced
 from .base import Adjoint
 from .linear_map import Level, LinearMap, apply_linear
 from .replay import Lanes
-from .smooth import Counters, Smooth, join, names_of, no_tangent, reached, split
+from .smooth import Counters, Smooth, check_times, join, names_of, no_tangent, reached, split
 
 
 class SolveTangent(LinearMap):
@@ -137,6 +137,8 @@ class AdjointByLane(Adjoint):
             leaves, settings = primals
             moving = [i for i, t in enumerate(tangents[0]) if not isinstance(t, SymbolicZero)]
             inputs = jtu.tree_unflatten(structure, leaves)
+            names = names_of(inputs)
+            check_times(inputs, [names[i] for i in moving])
             outcome, record = self.record(plan, inputs, settings, keep)
             smooth, rest = split(outcome)
             rest = counters.pack(rest)

@@ -25,7 +25,16 @@ from .linear_map import Level, LinearMap, apply_linear
 from .replay import Moving, Replay, Residuals, Steps
 from .replay_backward import replay_backward
 from .replay_forward import replay_forward
-from .smooth import Counters, Smooth, join, names_of, no_tangent, split
+from .smooth import (
+    TIMES,
+    Counters,
+    Smooth,
+    check_times,
+    join,
+    names_of,
+    no_tangent,
+    split,
+)
 
 
 class DiscreteAdjoint(Adjoint):
@@ -44,7 +53,7 @@ class DiscreteAdjoint(Adjoint):
         `dj.solve(prob, dj.Tsit5(), adjoint=dj.DiscreteAdjoint(checkpoints=64))`
     """
 
-    takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem", "DAEProblem"})
+    takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem", "DAEProblem", "SDEProblem"})
 
     checkpoints: int | None = eqx.field(static=True, default=None)
 
@@ -74,7 +83,8 @@ def solve_by_replay(
         leaves, settings = primals
         perturbed = [i for i, t in enumerate(tangents[0]) if not isinstance(t, SymbolicZero)]
         names = names_of(inputs)
-        times = any(names[i] in ("t0", "t1", "saves", "stops") for i in perturbed)
+        check_times(inputs, [names[i] for i in perturbed])
+        times = any(names[i] in TIMES for i in perturbed)
         full = plan.every_step or checkpoints is None
         kept = Keep(
             tape=full,

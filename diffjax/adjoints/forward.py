@@ -32,7 +32,7 @@ class ForwardMode(AdjointByLane):
         `dj.solve(prob, dj.Tsit5(), adjoint=dj.ForwardMode())`
     """
 
-    takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem", "DAEProblem"})
+    takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem", "DAEProblem", "SDEProblem"})
 
     columns: int = eqx.field(static=True, default=64)
 

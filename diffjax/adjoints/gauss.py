@@ -69,7 +69,7 @@ class Gauss(OnRecord):
         step, alg = record.step, self.alg
         coefficients = alg.dense(field, step.t, step.dt, step.u, step.stages)
         # Exact for polynomials of a degree above the order: the error of a step is that of lambda.
-        nodes, weights = np.polynomial.legendre.leggauss((alg.order + 2) // 2)
+        nodes, weights = np.polynomial.legendre.leggauss(int(alg.order + 2) // 2)
         thetas = jnp.asarray((nodes + 1) / 2, step.t.dtype)
         sizes = jnp.asarray(weights / 2, step.t.dtype) * step.dt
 

@@ -121,7 +121,7 @@ class Steps:
         t, dt, end = self.schedule(start, inputs, row)
         past = row.past._replace(history=start.history)
         memory = alg.recall(field, t, start.u, past)
-        result = alg.step(field, t, dt, start.u, memory, None)
+        result = alg.step(field.during(row.number, t, dt), t, dt, start.u, memory, None)
         coefficients = alg.dense(field, t, dt, start.u, result.stages) if inside else None
         history = result.memory.history
         if not self.times:
@@ -193,6 +193,8 @@ _GROUPS = {
     "mass": "step",
     "jac_args": "step",
     "slope": "step",
+    "diffusion": "step",
+    "noise": "step",
     "t0": "step",
     "t1": "step",
     "stops": "step",

@@ -35,6 +35,20 @@ def names_of(inputs: Inputs) -> list[str]:
     return jtu.tree_leaves(Inputs(*fields))
 
 
+TIMES = ("t0", "t1", "saves", "stops")
+
+
+def check_times(inputs: Inputs, moving: list[str]) -> None:
+    """Raise if a derivative by times is asked for where there is none."""
+    noise, times = inputs.noise, [name for name in moving if name in TIMES]
+    if noise is not None and times and not noise.has_times:
+        raise ValueError(
+            "a Brownian path has no derivative by time, so neither has a stochastic solve with "
+            "adaptive steps or a path= by its span, save times or stops; take fixed steps and "
+            "key=, whose noise scales with the span, or jax.lax.stop_gradient of the times."
+        )
+
+
 def no_tangent(x: Array) -> Any:
     if _is_inexact(x):
         return jnp.zeros_like(x)

@@ -12,86 +12,19 @@ How to add an algorithm:
 The loop never asks which algorithm it runs: what it needs to know is a declared attribute.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
-import jax
-import jax.extend.core as jex
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..linear.sparsity import Sparsity
+from ..noise.base import Need
+from .field import Field as Field
+from .field import State as State
+from .field import evaluate as evaluate
 
-# A state as the stepping code sees it: one array, or one flat vector per dtype (`stepping/layout`).
-State = PyTree[Array]
 # The tolerance-scaled root-mean-square norm: norm(v, u_start, u_end).
 Norm = Callable[[State, State, State], Float[Array, ""]]
-
-
-def evaluate(jaxpr: Any, consts: tuple[Array, ...], *args: Array) -> list[Array]:
-    """The outputs of a traced function; a constant one is an array too."""
-    out = jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, consts))(*args)
-    return [jnp.asarray(x, v.aval.dtype) for x, v in zip(out, jaxpr.outvars, strict=True)]
-
-
-class Field(eqx.Module):
-    """The user's vector field, traced once, with all that it closes over as explicit arguments.
-
-    `args` are the closed-over arrays followed by the leaves of `p`, so that both are
-    differentiated and batched alike.
-
-    In M u' = f the mass matrix is `mass`, an array of shape (n, n), or (n,) for its diagonal, None
-    for the identity; `jac_jaxpr` and `jac_args` are the user's Jacobian, None without one;
-    `sparsity` says where it and M have entries, None for everywhere. All act on the real
-    coordinates of the state (`linear/coordinates`).
-
-    Of a fully implicit equation F(u', u, p, t) = 0 the function is F, and `slope` is the derivative
-    of the state at the start of the solve; None for every other.
-    """
-
-    jaxpr: Any = eqx.field(static=True)
-    args: tuple[Array, ...]
-    mass: Array | None = None
-    jac_jaxpr: Any = eqx.field(static=True, default=None)
-    jac_args: tuple[Array, ...] | None = None
-    slope: State | None = None
-    sparsity: Sparsity | None = eqx.field(static=True, default=None)
-
-    def f(self, t: Float[Array, ""], u: State) -> State:
-        """The derivative of the state."""
-        leaves, structure = jax.tree_util.tree_flatten(u)
-        n_consts = len(self.jaxpr.constvars)
-        consts, parameters = self.args[:n_consts], self.args[n_consts:]
-        out = evaluate(self.jaxpr, consts, *parameters, t, *leaves)
-        return jax.tree_util.tree_unflatten(structure, out)
-
-    def residual(self, t: Float[Array, ""], du: State, u: State) -> State:
-        """F(du, u, p, t)."""
-        _, structure = jax.tree_util.tree_flatten(u)
-        n_consts = len(self.jaxpr.constvars)
-        consts, parameters = self.args[:n_consts], self.args[n_consts:]
-        out = evaluate(self.jaxpr, consts, *parameters, t, *jax.tree_util.tree_leaves((du, u)))
-        return jax.tree_util.tree_unflatten(structure, out)
-
-    def jac(self, t: Float[Array, ""], u: State) -> Float[Array, "n n"]:
-        """The user's Jacobian, if there is one."""
-        assert self.jac_args is not None
-        leaves = jax.tree_util.tree_leaves(u)
-        return evaluate(self.jac_jaxpr, (), *self.jac_args, t, *leaves)[0]
-
-    def with_dense_jacobian(self) -> "Field":
-        """The same field for work on whole matrices, outside of the steps."""
-        return dataclasses.replace(self, sparsity=None)
-
-    @property
-    def autonomous(self) -> bool:
-        """Whether it is certain that time does not enter."""
-        n_args = len(self.args) - len(self.jaxpr.constvars)
-        time = self.jaxpr.invars[n_args]
-        used = [v for eqn in self.jaxpr.eqns for v in eqn.invars]
-        return not any(v is time for v in [*used, *self.jaxpr.outvars])
 
 
 class Memory(NamedTuple):
@@ -153,6 +86,11 @@ class Algorithm(eqx.Module):
     # A step is explicit and follows from (t, u) alone; the first of the coefficients that `dense`
     # gives is the state at its start, which `interpolate` adds the others to.
     is_explicit_one_step: ClassVar[bool] = False
+    # Of a stochastic equation the kinds of noise that it takes, and the interpretations.
+    noises: ClassVar[frozenset[str]] = frozenset()
+    interpretations: ClassVar[frozenset[str]] = frozenset()
+    # The continuous extension is the line between both ends of a step, and needs nothing of it.
+    is_dense_linear: ClassVar[bool] = False
     # Whether M in M u' = f may be another matrix than the identity.
     takes_mass_matrix: ClassVar[bool] = False
     # Statistics that every step counts for itself, by name. An algorithm whose steps iterate counts
@@ -165,12 +103,13 @@ class Algorithm(eqx.Module):
         return type(self).__name__
 
     @property
-    def order(self) -> int:
-        """Order of convergence of the solution that is carried forward."""
+    def order(self) -> float:
+        """Order of convergence of the solution that is carried forward; of a stochastic equation
+        the strong order, which may be a half."""
         raise NotImplementedError
 
     @property
-    def error_order(self) -> int | None:
+    def error_order(self) -> float | None:
         """Order of the embedded solution; None if there is no error estimate."""
         raise NotImplementedError
 
@@ -199,6 +138,10 @@ class Algorithm(eqx.Module):
     def dense_counts(self) -> dict[str, int]:
         """Work of one call of `dense`; empty if it only rearranges what the step computed."""
         raise NotImplementedError
+
+    def need(self, dim: int) -> Need:
+        """What a step wants to know of so many noises, beside their increments."""
+        return Need()
 
     @property
     def phases(self) -> tuple["Algorithm", ...]:

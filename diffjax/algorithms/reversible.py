@@ -53,11 +53,11 @@ class Reversible(Algorithm):
         return f"Reversible({self.alg.name})"
 
     @property
-    def order(self) -> int:
+    def order(self) -> float:
         return self.alg.order
 
     @property
-    def error_order(self) -> int | None:
+    def error_order(self) -> float | None:
         return self.alg.error_order
 
     @property

@@ -95,11 +95,11 @@ class AutoSwitch(Algorithm):
         return f"AutoSwitch({self.nonstiff.name}, {self.stiff.name})"
 
     @property
-    def order(self) -> int:
+    def order(self) -> float:
         return min(self.nonstiff.order, self.stiff.order)
 
     @property
-    def error_order(self) -> int:
+    def error_order(self) -> float:
         lower, other = self.nonstiff.error_order, self.stiff.error_order
         assert lower is not None
         assert other is not None

@@ -89,6 +89,10 @@ def solve_ensemble(
     overrides = {k: options[k] for k in ("u0", "tspan", "p") if options[k] is not None}
     if overrides:
         prob = remake(prob, prob=remake(prob.prob, **overrides))
+    if prob.prob.stochastic and options["saveat"] is not None:
+        # Fixed steps are made to end on save times, which a trace must not hide.
+        times = concrete(options["saveat"]) if is_array(options["saveat"]) else None
+        options = options if times is None else options | {"saveat": tuple(times.tolist())}
     held = {k: v for k, v in options.items() if k not in ("u0", "tspan", "p")}
     saveat = options["saveat"]
     shared = saveat is not None and not isinstance(saveat, str) and not callable(saveat)

@@ -23,7 +23,7 @@ class Problem(eqx.Module):
 
     # Whether its solution is followed over a span of time.
     evolves: ClassVar[bool] = True
-    # Whether solving it draws random numbers, from a key.
+    # Whether noise drives it, which needs a key or a path.
     stochastic: ClassVar[bool] = False
 
     @property

@@ -29,7 +29,7 @@ def _log_error(error: Array) -> Array:
 class Controller(eqx.Module):
     """Base class of step-size controllers: `init` and `factor`."""
 
-    def init(self, order: int, dtype: jnp.dtype) -> PyTree[Array]:
+    def init(self, order: float, dtype: jnp.dtype) -> PyTree[Array]:
         """What the controller remembers before the first step.
 
         `order` is that of the local error estimate plus one: the error scales as dt**order.
@@ -37,7 +37,7 @@ class Controller(eqx.Module):
         raise NotImplementedError
 
     def factor(
-        self, error: Float[Array, ""], accepted: Array, first: Array, memory: PyTree, order: int
+        self, error: Float[Array, ""], accepted: Array, first: Array, memory: PyTree, order: float
     ) -> tuple[Float[Array, ""], PyTree]:
         """The factor for the next step and the memory after an accepted one."""
         raise NotImplementedError
@@ -71,13 +71,13 @@ class PIDController(Controller):
     max_factor: float = eqx.field(static=True, default=MAX_FACTOR)
     first_max_factor: float = eqx.field(static=True, default=FIRST_MAX_FACTOR)
 
-    def init(self, order: int, dtype: jnp.dtype) -> PyTree[Array]:
+    def init(self, order: float, dtype: jnp.dtype) -> PyTree[Array]:
         """Logarithms of the last one or two accepted errors, none for the I controller."""
         remembered = 2 if self.beta3 else (1 if self.beta2 else 0)
         return tuple(jnp.zeros((), dtype) for _ in range(remembered))
 
     def factor(
-        self, error: Float[Array, ""], accepted: Array, first: Array, memory: PyTree, order: int
+        self, error: Float[Array, ""], accepted: Array, first: Array, memory: PyTree, order: float
     ) -> tuple[Float[Array, ""], PyTree]:
         log_error = _log_error(error)
         exponent = -self.beta1 / order * log_error

@@ -34,6 +34,8 @@ class DenseOutput(eqx.Module):
     def evaluate(self, t: Any, deriv: int) -> PyTree:
         if not isinstance(deriv, int) or deriv < 0:
             raise ValueError(f"deriv must be a non-negative integer, got {deriv!r}.")
+        if deriv and self.alg.is_dense_linear:
+            raise ValueError(f"deriv={deriv}: the path of a stochastic equation has no derivative.")
         times = jnp.asarray(t, self.t.dtype)
         arrays, static = eqx.partition(self, eqx.is_array)
         leaves, structure = jtu.tree_flatten(static)
@@ -49,12 +51,21 @@ class DenseOutput(eqx.Module):
         t, u = self.t[k], jtu.tree_map(lambda x: x[k], self.u)
         moving = self.used > 0
         dt = jnp.where(moving, self.t[k + 1] - t, 1)
+        theta = jnp.where(moving, (tau - t) / dt, 0)
+        value = self._inside(k, t, dt, u, theta, field)
+        inside = (tau >= self.t[0]) & (tau <= self.t[self.used])
+        return jtu.tree_map(lambda x: jnp.where(inside, x, jnp.nan), self.layout.unravel(value))
+
+    def _inside(
+        self, k: Array, t: Array, dt: Array, u: PyTree, theta: Array, field: Field
+    ) -> PyTree:
+        """The state at a fraction of step k."""
+        if self.alg.is_dense_linear:
+            return self.alg.interpolate((u, jtu.tree_map(lambda x: x[k + 1], self.u)), theta)
         memory = self.alg.recall(field, t, u, jtu.tree_map(lambda x: x[k], self.past))
         stages = self.alg.step(field, t, dt, u, memory, None).stages
         coefficients = self.alg.dense(field, t, dt, u, stages)
-        value = self.alg.interpolate(coefficients, jnp.where(moving, (tau - t) / dt, 0))
-        inside = (tau >= self.t[0]) & (tau <= self.t[self.used])
-        return jtu.tree_map(lambda x: jnp.where(inside, x, jnp.nan), self.layout.unravel(value))
+        return self.alg.interpolate(coefficients, theta)
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))

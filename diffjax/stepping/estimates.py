@@ -53,7 +53,8 @@ def step_estimates(plan: Plan, inputs: Inputs, settings: Settings, tape: Tape) -
         dt = jnp.where(tape.dt[at] != 0, dt, 1)
         t, u = tape.t[at], jtu.tree_map(lambda x: x[at], tape.u)
         past = jtu.tree_map(lambda x: x[at], tape.past)
-        result = alg.step(field, t, dt, u, alg.recall(field, t, u, past), norm)
+        memory = alg.recall(field, t, u, past)
+        result = alg.step(field.during(at, t, dt), t, dt, u, memory, norm)
         assert result.error is not None
         found = (dt, result.error, alg.stiffness(dt, u, result.stages))
         return where(active, found, jtu.tree_map(jnp.zeros_like, found))

@@ -73,7 +73,8 @@ class FixedStepper(Stepper[FixedState]):
         t = self.time(c)
         # The difference of two times on the grid, so that the steps add up to the span exactly.
         dt = fixed_time(self.plan, self.inputs, c.done + 1) - t
-        result = self.alg.step(self.field, t, dt, c.u, c.memory, None)
+        field = self.field.during(c.done, t, dt)
+        result = self.alg.step(field, t, dt, c.u, c.memory, None)
         u, iterations = result.u, c.iterations
         if iterations is not None:
             # There is no smaller step to try, and what did not converge is no solution.

@@ -3,6 +3,7 @@
 Source: Hairer, Norsett, Wanner, Solving ODEs I, section II.4, "Starting step size" (a)-(f).
 """
 
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float
@@ -16,20 +17,39 @@ _TINY_STEP = 1.0e-6
 _FIRST_GUESS = 0.01
 _TINY_DERIVATIVE = 1.0e-15
 _MAX_GROWTH = 100.0
+# Of the noise in unit time.
+_DEVIATIONS = 3.0
 
 # Evaluations of the vector field that it takes.
 INITIAL_STEP_NF = 2
 
 
+def _with_noise(field: Field, t: Array, u: State, slope: State) -> State:
+    """The derivative, of a stochastic equation |f| and three standard deviations of the noise in
+    unit time (StochasticDiffEq.jl, `initdt.jl`)."""
+    diffusion = field.diffusion
+    if diffusion is None:
+        return slope
+
+    def size(g: Array) -> Array:
+        squares = jnp.real(g * jnp.conj(g))
+        return jnp.sqrt(jnp.sum(squares, axis=-1) if diffusion.is_matrix else squares)
+
+    gu = jax.lax.stop_gradient(diffusion.g(t, u))
+    return jtu.tree_map(
+        lambda d, g: jnp.abs(d).astype(d.dtype) + _DEVIATIONS * size(g).astype(d.dtype), slope, gu
+    )
+
+
 def initial_step(
-    field: Field, t: Array, u: State, order: int, norm: Norm, largest: Array
+    field: Field, t: Array, u: State, order: float, norm: Norm, largest: Array
 ) -> Float[Array, ""]:
     """A first step whose error is about the tolerance for a method of this order.
 
     `largest` bounds it (the length of the solve, or `dtmax`).
     """
     f0 = derivative(field, t, u)
-    size, slope = norm(u, u, u), norm(f0, u, u)
+    size, slope = norm(u, u, u), norm(_with_noise(field, t, u, f0), u, u)
     guess = jnp.where(
         (size < _TINY_SIZE) | (slope < _TINY_SIZE),
         _TINY_STEP,
@@ -40,7 +60,10 @@ def initial_step(
         # There is no second derivative without solving for it.
         return guess
     u1 = jtu.tree_map(lambda x, d: x + d * guess.astype(x.dtype), u, f0)
-    change = jtu.tree_map(jnp.subtract, derivative(field, t + guess, u1), f0)
+    f1 = derivative(field, t + guess, u1)
+    if field.diffusion is not None:
+        f0, f1 = _with_noise(field, t, u, f0), _with_noise(field, t + guess, u1, f1)
+    change = jtu.tree_map(jnp.subtract, f1, f0)
     curvature = norm(change, u, u) / guess
     steepest = jnp.maximum(slope, curvature)
     step = jnp.where(

@@ -60,6 +60,18 @@ class Layout:
         )
         return vectors[0] if len(vectors) == 1 else vectors
 
+    def ravel_columns(self, tree: PyTree) -> State:
+        """Lay out a pytree whose leaves have one axis more, the last."""
+        leaves = jtu.tree_leaves(tree)
+        if len(leaves) == 1:
+            return jnp.asarray(leaves[0])
+        flat = [x.reshape(-1, x.shape[-1]) for x in leaves]
+        matrices = tuple(
+            jnp.concatenate([x for x, d in zip(flat, self.dtypes, strict=True) if d == group])
+            for group in self.groups
+        )
+        return matrices[0] if len(matrices) == 1 else matrices
+
     def unravel(self, u: State) -> PyTree:
         if len(self.shapes) == 1:
             return jtu.tree_unflatten(self.structure, [u])

@@ -14,7 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ..algorithms.base import Algorithm, Field, State, evaluate
+from ..algorithms.field import Diffusion
 from ..linear.sparsity import Sparsity
+from ..noise.base import NoiseProcess
 from .controllers import Controller
 from .lanes import is_small
 
@@ -24,7 +26,7 @@ class Inputs(NamedTuple):
 
     `args` are the vector field's closed-over arrays and parameters, `save_args` those of
     `save_fn`; `saves` the times at which to save and `stops` those to step on, both sorted; `mass`,
-    `jac_args` and `slope` those of `Field`.
+    `jac_args` and `slope` those of `Field`; `diffusion` the arguments of g, `noise` what W is.
     """
 
     u0: State
@@ -37,6 +39,8 @@ class Inputs(NamedTuple):
     mass: Array | None = None
     jac_args: tuple[Array, ...] | None = None
     slope: State | None = None
+    diffusion: tuple[Array, ...] | None = None
+    noise: NoiseProcess | None = None
 
 
 class Settings(NamedTuple):
@@ -56,6 +60,8 @@ class Plan:
 
     - `field_jaxpr`, `save_jaxpr`: the vector field and what to save, traced once.
     - `jac_jaxpr`: the user's Jacobian, or None; `sparsity` as in `Field`.
+    - `diffusion_jaxpr`: g, or None; `noise_kind` and `interpretation` as in
+        `Diffusion`.
     - `controller`: None for fixed steps, whose number is `fixed_steps`.
     - `grid`: fixed steps on these times; None for equal ones.
     - `fixed_dt`: the size of fixed steps whose last one is cut short to end at t1; None for
@@ -80,6 +86,9 @@ class Plan:
     progress: Any
     jac_jaxpr: Any = None
     sparsity: Sparsity | None = None
+    diffusion_jaxpr: Any = None
+    noise_kind: str | None = None
+    interpretation: str | None = None
 
     def field(self, inputs: Inputs) -> Field:
         return Field(
@@ -90,16 +99,32 @@ class Plan:
             inputs.jac_args,
             inputs.slope,
             self.sparsity,
+            self._diffusion(inputs),
+        )
+
+    def _diffusion(self, inputs: Inputs) -> Diffusion | None:
+        if inputs.noise is None:
+            return None
+        assert self.noise_kind is not None
+        assert self.interpretation is not None
+        assert inputs.diffusion is not None
+        return Diffusion(
+            self.diffusion_jaxpr,
+            inputs.diffusion,
+            self.noise_kind,
+            self.interpretation,
+            self.alg.need(inputs.noise.dim),
+            inputs.noise,
         )
 
     @property
     def small(self) -> bool:
         """Whether one trajectory is best compiled as one native function."""
-        traced = (self.field_jaxpr, self.save_jaxpr, self.jac_jaxpr)
+        traced = (self.field_jaxpr, self.save_jaxpr, self.jac_jaxpr, self.diffusion_jaxpr)
         return all(is_small(jaxpr) for jaxpr in traced if jaxpr is not None)
 
     @property
-    def error_exponent(self) -> int:
+    def error_exponent(self) -> float:
         """The error of a step scales as dt to this power."""
         order = self.alg.error_order
         return (self.alg.order if order is None else order) + 1

@@ -68,6 +68,59 @@ def trace_residual(
     return hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)))
 
 
+def trace_diffusion(
+    g: Callable[[Any, Any, Any], Any],
+    layout: Layout,
+    u: PyTree,
+    p: Any,
+    t: Array,
+    direction: Any,
+    kind: str,
+    noise_dim: int | None,
+) -> tuple[Any, tuple[Array, ...], int]:
+    """The diffusion on laid-out states and how many noises it has: `(jaxpr, args, dim)`.
+
+    **Raises:** `TypeError` or `ValueError` if `g` does not return what its kind of noise asks for.
+    """
+    leaves, structure = jtu.tree_flatten(p)
+    raveled = jtu.tree_leaves(layout.ravel(u))
+    is_matrix = kind in ("commutative", "general")
+    dim = 1 if kind == "scalar" else sum(x.size for x in raveled)
+
+    def diffusion(parameters: list[Array], t: Array, *u: Array) -> PyTree:
+        nonlocal dim
+        state = layout.unravel(u[0] if len(u) == 1 else u)
+        gu = g(state, jtu.tree_unflatten(structure, parameters).value, t * direction)
+        if not is_matrix:
+            return layout.ravel(_checked(gu, state, "g"))
+        dim = _columns(gu, noise_dim)
+        like = jtu.tree_map(lambda x: jnp.broadcast_to(x[..., None], (*x.shape, dim)), state)
+        return layout.ravel_columns(_checked(gu, like, "g"))
+
+    closed = jax.make_jaxpr(diffusion)(leaves, t, *raveled)
+    state_vars = closed.jaxpr.invars[len(leaves) + 1 :]
+    used = {v for eqn in closed.jaxpr.eqns for v in eqn.invars if not isinstance(v, jex.Literal)}
+    if kind == "additive" and used & set(state_vars):
+        raise ValueError(
+            "noise='additive' says that g does not depend on u, but it does; try noise='diagonal'."
+        )
+    jaxpr, args = hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)))
+    return jaxpr, args, dim
+
+
+def _columns(gu: PyTree, noise_dim: int | None) -> int:
+    """How many noises a matrix of theirs has columns for."""
+    leaves = jtu.tree_leaves(gu)
+    if noise_dim is not None:
+        return noise_dim
+    if not leaves or jnp.ndim(leaves[0]) < 1:
+        raise ValueError(
+            "g must return the shape of u0 with one axis more, over the noises: got "
+            f"{jtu.tree_map(jnp.shape, gu)}; for one noise an element try noise='diagonal'."
+        )
+    return jnp.shape(leaves[0])[-1]
+
+
 # An array may grow by so much, or to this many elements, in what is computed ahead of the solve.
 _HOIST_GROWTH = 2
 _HOIST_SIZE = 1024

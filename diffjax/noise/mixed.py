@@ -1,0 +1,91 @@
+"""Other processes seen otherwise: mixed, or in a time that runs backwards."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .base import Increment, Need, NoiseProcess
+
+
+class Wrapped(NoiseProcess):
+    """Base class of a process made of another one's increments."""
+
+    process: NoiseProcess
+
+    @property
+    def anywhere(self) -> bool:
+        return self.process.anywhere
+
+    @property
+    def has_area(self) -> bool:
+        return self.process.has_area
+
+    @property
+    def has_extra(self) -> bool:
+        return self.process.has_extra
+
+    @property
+    def has_times(self) -> bool:
+        return self.process.has_times
+
+    @property
+    def smallest(self) -> Float[Array, ""] | None:
+        return self.process.smallest
+
+
+class Correlated(Wrapped):
+    """Another process with its noises mixed: `factor @ process`.
+
+    **Arguments:**
+
+    - `process`: independent noises.
+    - `factor`: of shape (dim, process.dim), for example the Cholesky factor of a covariance.
+
+    **Returns:** a path.
+
+    !!! example
+        `path = dj.noise.Correlated(dj.noise.VirtualBrownianTree(0.0, 1.0, 2, key), factor)`
+    """
+
+    factor: Float[Array, "dim inner"]
+
+    def __init__(self, process: NoiseProcess, factor: Any) -> None:
+        self.process, self.factor = process, jnp.asarray(factor)
+        if self.factor.ndim != 2 or self.factor.shape[1] != process.dim:
+            raise ValueError(
+                f"factor must have the shape (dim, {process.dim}), got {self.factor.shape}."
+            )
+
+    @property
+    def dim(self) -> int:
+        return self.factor.shape[0]
+
+    def at(self, t: Array) -> Float[Array, " dim"]:
+        return self.factor @ self.process.at(t)
+
+    def over(self, number: Array, start: Array, dt: Array, need: Need) -> Increment:
+        plain = self.process.over(number, start, dt, need)
+        factor = self.factor.astype(dt.dtype)
+        area = None if plain.area is None else factor @ plain.area
+        return Increment(factor @ plain.dw, area, plain.extra)
+
+
+class Turned(Wrapped):
+    """A process in the time of a solve that runs backwards, where `direction` is -1.0; it may be
+    an array, 1.0 or -1.0."""
+
+    direction: Any
+
+    @property
+    def dim(self) -> int:
+        return self.process.dim
+
+    def at(self, t: Array) -> Float[Array, " dim"]:
+        return self.process.at(t * self.direction)
+
+    def over(self, number: Array, start: Array, dt: Array, need: Need) -> Increment:
+        turn = self.direction
+        given = self.process.over(number, start * turn, dt * turn, need)
+        # Time that runs backwards turns the sign of an integral over it.
+        return given._replace(area=None if given.area is None else given.area * turn)

@@ -1,0 +1,43 @@
+"""Fixed steps that end on the save times of a stochastic problem.
+
+Between the ends of its steps a path is not known: a line has less variance than it has.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .checks import SPAN_SLACK, known_ends
+from .prepare import spaced
+from .problems.base import Problem
+from .solution import concrete
+
+
+def stops_at_saves(prob: Problem, saveat: Any, dt: Any, steps: int | None) -> tuple[float, ...]:
+    """The save times that fixed steps would pass without ending on them.
+
+    **Raises:** `ValueError` if the save times or the span are not known.
+    """
+    if saveat is None:
+        return ()
+    ends = known_ends(prob)
+    times: Any = None
+    if ends is not None:
+        with jax.ensure_compile_time_eval():
+            times = saveat(*ends) if callable(saveat) else saveat
+            times = spaced(*ends, float(times)) if np.ndim(times) == 0 else times
+            times = concrete(jnp.asarray(times))
+    if ends is None or times is None:
+        raise ValueError(
+            "saveat with the fixed steps of a stochastic problem needs times and a tspan of known "
+            "numbers, which the steps are made to end on; let saveat be None or 'steps', or take "
+            "adaptive steps."
+        )
+    t0, t1 = ends
+    size = abs(t1 - t0) / steps if steps is not None else abs(float(dt))
+    passed = np.abs(np.asarray(times, float) - t0) / size
+    off = np.abs(passed - np.round(passed)) > SPAN_SLACK
+    inside = off & (np.abs(times - t1) > SPAN_SLACK * abs(t1 - t0))
+    return tuple(float(t) for t in np.asarray(times)[inside])
