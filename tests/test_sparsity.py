@@ -35,7 +35,9 @@ def skeel(matrix: np.ndarray, x: np.ndarray) -> float:
     return float(np.max(np.abs(np.linalg.inv(matrix)) @ np.abs(matrix) @ np.abs(x)))
 
 
-@pytest.mark.parametrize(("n", "lower", "upper"), [(30, 2, 2), (25, 1, 4), (12, 5, 2)])
+@pytest.mark.parametrize(
+    ("n", "lower", "upper"), [(30, 2, 2), (25, 1, 4), (12, 5, 2), (70, 13, 17)]
+)
 def test_band_solve(n: int, lower: int, upper: int) -> None:
     """As accurate as LAPACK's band solver with pivoting; transposed, in any order, for lanes."""
     rng = np.random.default_rng(1)
@@ -65,14 +67,17 @@ def test_band_solve(n: int, lower: int, upper: int) -> None:
     x, _, _ = jax.vmap(solved, in_axes=(0, None))(lanes, jnp.asarray(b))
     assert np.max(np.abs(x[0] - exact)) <= tolerance
     assert not np.any(np.isfinite(x[1]))
+    turned = Band(jax.lax.complex(band.rows, band.rows), band.shape)
+    x = np.asarray(turned.factors().solve(jnp.asarray(b + 0j)))
+    assert np.max(np.abs(x * (1 + 1j) - exact)) <= 10 * tolerance
 
 
-def test_derivatives_of_a_band_solve() -> None:
+@pytest.mark.parametrize(("n", "lower", "upper"), [(7, 1, 2), (40, 13, 12)])
+def test_derivatives_of_a_band_solve(n: int, lower: int, upper: int) -> None:
     """Of x = A^-1 b, with respect to both, forwards, backwards and twice."""
-    n = 7
-    shape = BandShape(n, 1, 2)
+    shape = BandShape(n, lower, upper)
     rng = np.random.default_rng(2)
-    matrix = np.where(shape.mask(), rng.normal(size=(n, n)), 0) + 4 * np.eye(n)
+    matrix = np.where(shape.mask(), rng.normal(size=(n, n)), 0) + n * np.eye(n)
     change, b = np.where(shape.mask(), rng.normal(size=(n, n)), 0), jnp.asarray(rng.normal(size=n))
 
     def first(s: jax.Array, banded: bool) -> jax.Array:
@@ -147,6 +152,15 @@ def test_few_directional_derivatives() -> None:
     sparsity = Sparsity.of_pattern(sparse.csr_array(arrow))
     assert sparsity.band is None
     assert sparsity.groups == 2
+    # A field in a periodic plane: a wide band, and as many as its pattern has colours.
+    ring = (
+        full_band(20, 1, 1).toarray() | np.eye(20, k=19, dtype=bool) | np.eye(20, k=-19, dtype=bool)
+    )
+    plane = sparse.csr_array(sparse.kron(ring, np.eye(20)) + sparse.kron(np.eye(20), ring))
+    sparsity = Sparsity.of_pattern(plane != 0)
+    assert sparsity.band is not None
+    assert sparsity.band.is_wide
+    assert sparsity.groups <= 10
 
 
 # Solves ----------------------------------------------------------------------------------
@@ -267,6 +281,33 @@ def test_bruss1d() -> None:
     assert attempts <= 86
     assert int(sol.stats.njac) == int(sol.stats.nfactor) == attempts
     assert int(sol.stats.nf) <= 8 * attempts + 2
+
+
+def plane(u: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
+    """Heat and a reaction in a plane."""
+    around = sum(jnp.roll(u, k, axis) for k in (1, -1) for axis in (0, 1))
+    return p[1] * 20 * (around - 4 * u) + p[0] * u - u**3
+
+
+@pytest.mark.slow
+def test_a_field_in_a_plane() -> None:
+    """Solved with blocks and as a fully implicit equation; the matrices of both are kept."""
+    n = 16
+    u0 = jnp.cos(jnp.arange(1.0 * n)[:, None] * jnp.linspace(0.1, 0.4, n)[None, :])
+    prob = dj.ODEProblem(plane, u0, (0.0, 1.0), P, jac_sparsity="detect")
+    implicit = dj.DAEProblem(lambda du, u, p, t: du - plane(u, p, t), 0 * u0, u0, (0.0, 1.0), P)
+    fine = dj.solve(prob, dj.Tsit5(), rtol=1e-9, atol=1e-9, max_steps=20_000).u_end
+    for given, alg in ((prob, dj.KenCarp4()), (implicit, dj.DFBDF())):
+        sol = dj.solve(given, alg, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(sol.u_end, fine, atol=1e-4)
+        assert int(sol.stats.njac) <= 0.5 * (int(sol.stats.naccept) + int(sol.stats.nreject))
+
+    def total(p: jax.Array, sparsity: Any) -> jax.Array:
+        moved = dj.remake(prob, p=p, jac_sparsity=sparsity)
+        return jnp.sum(jnp.sin(dj.solve(moved, dj.TRBDF2(), steps=10).u_end))
+
+    gradients = [jax.grad(total)(P, sparsity) for sparsity in ("detect", None)]
+    np.testing.assert_allclose(*gradients, rtol=1e-9)
 
 
 def test_a_jacobian_from_the_user() -> None:

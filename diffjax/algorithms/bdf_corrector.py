@@ -60,8 +60,10 @@ class Cache(NamedTuple):
 
     @staticmethod
     def none(field: Field, n: int, dtype: jnp.dtype) -> "Cache":
-        kept = are_kept(n, field.sparsity) and field.slope is None
-        matrices = Matrices.none(n, dtype, _SHIFTS) if kept else None
+        matrices = None
+        if are_kept(n, field.sparsity):
+            implicit = field.slope is not None
+            matrices = Matrices.none(n, dtype, _SHIFTS, field.sparsity, implicit)
         return Cache(jnp.ones((), dtype), matrices)
 
 

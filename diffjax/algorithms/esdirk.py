@@ -114,7 +114,7 @@ class ESDIRK(TableauMethod):
             slope = coordinates.flatten(derivative(field, t, u, self.linear_solver))
         matrices = None
         if self.linear_solver is None and are_kept(n, field.sparsity):
-            matrices = Matrices.none(n, dtype, _SHIFTS)
+            matrices = Matrices.none(n, dtype, _SHIFTS, field.sparsity)
         return Memory(cache=_Cache(slope, jnp.ones((), dtype), matrices))
 
     def step(

@@ -119,8 +119,10 @@ class RadauIIA(TableauMethod):
         n, dtype = coordinates.size, coordinates.dtype
         zero, one = jnp.zeros((), dtype), jnp.ones((), dtype)
         implicit = field.slope is not None
-        kept = are_kept(n, field.sparsity) and not implicit
-        matrices = Matrices.none(n, dtype, _shifts(self.tableau)) if kept else None
+        matrices = None
+        if are_kept(n, field.sparsity):
+            shifts = _shifts(self.tableau)
+            matrices = Matrices.none(n, dtype, shifts, field.sparsity, implicit)
         stages = jnp.zeros((3, n), dtype)
         choice = jax.lax.stop_gradient(coordinates.flatten(field.slope)) if implicit else None
         return Memory(choice=choice, cache=_Cache(stages, zero, one, jnp.zeros((), bool), matrices))

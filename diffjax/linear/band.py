@@ -2,7 +2,8 @@
 
 The elimination pivots within the band: stiff matrices M/(gamma dt) - J are not always diagonally
 dominant. It goes column by column, as LAPACK's `gbtf2` (Golub, Van Loan, Matrix Computations,
-section 4.3.3), and carries along the rows that the column has entries in.
+section 4.3.3), and carries along the rows that the column has entries in; wide bands go block by
+block (`blocks`).
 """
 
 from collections.abc import Callable
@@ -14,11 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from . import blocks
+from .detection import Csr
 from .jacobian import varying_like
 from .native import native
 
 Matrix = Float[Array, "n n"]
 Vector = Float[Array, " n"]
+
+# The entries that a column is eliminated in: XLA compiles arrays of so many into the loop.
+LARGEST_WINDOW = 256
 
 
 class BandShape:
@@ -46,6 +52,11 @@ class BandShape:
         """How many diagonals there are."""
         return self.lower + self.upper + 1
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether it is eliminated block by block."""
+        return (self.lower + 1) * self.width > LARGEST_WINDOW
+
     def entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Row and column, in the user's coordinates, of each place in `Band.rows`, and whether
         there is such an entry; where not, the column is any."""
@@ -63,6 +74,16 @@ class BandShape:
         mask = np.zeros((self.n, self.n), bool)
         mask[rows[inside], columns[inside]] = True
         return mask
+
+    def places(self, pattern: Csr) -> np.ndarray:
+        """Which places in `Band.rows` a pattern in the user's coordinates has entries in."""
+        rows, columns = pattern.tocoo().coords
+        if self.order is not None:
+            place = np.argsort(self.order)
+            rows, columns = place[rows], place[columns]
+        places = np.zeros((self.n, self.width), bool)
+        places[rows, self.lower + columns - rows] = True
+        return places
 
     def ordered(self, x: Array) -> Array:
         """A vector in the order of the band's rows."""
@@ -96,6 +117,9 @@ class Band(eqx.Module):
         """The product with a vector."""
         shape = self.shape
         padded = jnp.pad(shape.ordered(x), (shape.lower, shape.upper))
+        if shape.is_wide:
+            windows = padded[np.arange(shape.n)[:, None] + np.arange(shape.width)]
+            return shape.restored(jnp.sum(self.rows * windows, axis=1))
         terms = [self.rows[:, m] * padded[m : m + shape.n] for m in range(shape.width)]
         return shape.restored(sum(terms[1:], start=terms[0]))
 
@@ -113,10 +137,13 @@ class Band(eqx.Module):
         here = self.shape.ordered(chosen)[:, None]
         return Band(jnp.where(here, other.rows, self.rows), self.shape)
 
-    def factors(self) -> "BandFactors":
+    def factors(self) -> "BandFactors | BlockFactors":
         """The factors of an LU decomposition, which nothing differentiates."""
         lower, upper = self.shape.lower, self.shape.upper
         rows = jax.lax.stop_gradient(self.rows)
+        if self.shape.is_wide:
+            done = blocks.eliminate(blocks.block_rows(rows, lower, upper))
+            return BlockFactors(*done, shape=self.shape)
         done = native(lambda rows: _eliminate(rows, lower, upper), rows)
         return BandFactors(*done, shape=self.shape)
 
@@ -167,6 +194,24 @@ class BandFactors(eqx.Module):
         factors = _Factors(self.pivot_inverses, self.upper, self.multipliers, self.chosen)
         factors = jax.lax.stop_gradient(factors)
         return self.shape.restored(native(solve, factors, self.shape.ordered(b)))
+
+
+class BlockFactors(eqx.Module):
+    """The LU factors of a wide band matrix; see `blocks.eliminate`."""
+
+    panels: Float[Array, "b 2m m"]
+    orders: Int[Array, "b 2m"]
+    upper: Float[Array, "b m 2m"]
+    shape: BandShape = eqx.field(static=True)
+
+    def solve(self, b: Vector) -> Vector:
+        """The x with A x = b."""
+        x = blocks.substitute(self.panels, self.orders, self.upper, self.shape.ordered(b))
+        return self.shape.restored(x)
+
+    def solve_transposed(self, b: Vector) -> Vector:
+        """The x with A^T x = b."""
+        return jax.linear_transpose(self.solve, b)(b)[0]
 
 
 def _eliminate(rows: Float[Array, "n width"], lower: int, upper: int) -> _Factors:

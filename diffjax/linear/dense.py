@@ -13,13 +13,14 @@ its cotangent.
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.custom_batching
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from .band import Band
+from .band import Band, BandFactors, BlockFactors
 from .krylov import MatrixFree
 
 # A `Dense` matrix, a `Band` or a `MatrixFree`: who only factorises it need not know which.
@@ -49,13 +50,38 @@ def factorize(matrix: Matrix) -> Callable[[Vector], Vector]:
             solve=lambda _, b: times(inverse, b),
             transpose_solve=lambda _, b: times(inverse.T, b),
         )
-    factors = jsl.lu_factor(jax.lax.stop_gradient(matrix))
+    factors = factors_of(matrix)
     return lambda b: jax.lax.custom_linear_solve(
         lambda x: matrix @ x,
         b,
-        solve=lambda _, b: jsl.lu_solve(factors, b),
-        transpose_solve=lambda _, b: jsl.lu_solve(factors, b, trans=1),
+        solve=lambda _, b: factors.solve(b),
+        transpose_solve=lambda _, b: factors.solve_transposed(b),
     )
+
+
+class DenseFactors(eqx.Module):
+    """The LU factors of a dense matrix, as LAPACK has them."""
+
+    lu: Dense
+    pivots: Int[Array, " n"]
+
+    def solve(self, b: Vector) -> Vector:
+        """The x with A x = b."""
+        return jsl.lu_solve((self.lu, self.pivots), b)
+
+    def solve_transposed(self, b: Vector) -> Vector:
+        """The x with A^T x = b."""
+        return jsl.lu_solve((self.lu, self.pivots), b, trans=1)
+
+
+Factors = DenseFactors | BandFactors | BlockFactors
+
+
+def factors_of(matrix: Matrix) -> Factors:
+    """The factors of a dense or band matrix, which nothing differentiates."""
+    if isinstance(matrix, Band):
+        return matrix.factors()
+    return DenseFactors(*jsl.lu_factor(jax.lax.stop_gradient(matrix)))
 
 
 def shifted(scale: Array, mass: Array | None, matrix: Matrix) -> Matrix:

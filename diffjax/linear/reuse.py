@@ -11,11 +11,10 @@ from typing import Any, NamedTuple, TypeVar
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
-import jax.scipy.linalg as jsl
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .dense import Matrix
+from .dense import Factors, Matrix, factors_of
 from .sparsity import Sparsity
 
 Shifts = tuple[float | complex, ...]
@@ -31,8 +30,13 @@ SAME_SCALE = 0.2
 
 
 def are_kept(n: int, sparsity: Sparsity | None) -> bool:
-    """Whether matrices of so many rows are worth keeping; those of a band are not."""
-    return n > KEPT and (sparsity is None or sparsity.band is None)
+    """Whether matrices of so many rows are worth keeping; those of a narrow band are not."""
+    band = None if sparsity is None else sparsity.band
+    return n > KEPT and (band is None or band.is_wide)
+
+
+def _times(shift: float | complex, matrix: Matrix) -> Matrix:
+    return jtu.tree_map(lambda x: scaled(shift, x), matrix)
 
 
 def scaled(shift: float | complex, x: Array) -> Array:
@@ -49,18 +53,27 @@ class Matrices(NamedTuple):
     state that the next attempt starts from, `outdated` that it has slowed an iteration down.
     """
 
-    jacobian: Matrix
-    factors: tuple[tuple[Array, Int[Array, " n"]], ...]
+    jacobian: Matrix | tuple[Matrix, Matrix]
+    factors: tuple[Factors, ...]
     scale: Float[Array, ""]
     current: Bool[Array, ""]
     outdated: Bool[Array, ""]
 
     @staticmethod
-    def none(n: int, dtype: jnp.dtype, shifts: Shifts) -> "Matrices":
-        zeros = jnp.zeros((n, n), dtype)
+    def none(
+        n: int, dtype: jnp.dtype, shifts: Shifts, sparsity: Sparsity | None, implicit: bool = False
+    ) -> "Matrices":
+        """`implicit` systems have two Jacobians, by u' and by u."""
+        dense = jnp.zeros((n, n), dtype)
+        zeros = dense if sparsity is None else sparsity.of_dense(dense)
         no, yes = jnp.zeros((), bool), jnp.ones((), bool)
-        factors = tuple((scaled(shift, zeros), jnp.zeros(n, jnp.int32)) for shift in shifts)
-        return Matrices(zeros, factors, jnp.zeros((), dtype), no, yes)
+
+        def factors() -> tuple[Factors, ...]:
+            return tuple(factors_of(_times(shift, zeros)) for shift in shifts)
+
+        blank = jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(factors))
+        jacobian = (zeros, zeros) if implicit else zeros
+        return Matrices(jacobian, blank, jnp.zeros((), dtype), no, yes)
 
     def solve(self, which: int, scale: Array, b: Array) -> Array:
         """x with (shift*scale*M - J) x = b, nearly, for shift number `which`.
@@ -69,7 +82,7 @@ class Matrices(NamedTuple):
         guide, section 2.1.3).
         """
         balance = 2 / (1 + self.scale / scale)
-        return balance.astype(b.dtype) * jsl.lu_solve(self.factors[which], b)
+        return balance.astype(b.dtype) * self.factors[which].solve(b)
 
     def handed_on(self, slow: Bool[Array, ""]) -> "Matrices":
         """For the step after, which starts from another state; `slow` if the iteration was."""
@@ -89,8 +102,8 @@ def renewed(
     want_factors = want_jacobian | moved
     matrix = _if_wanted(want_jacobian, jacobian, old.jacobian)
 
-    def factors() -> tuple[tuple[Array, Array], ...]:
-        return tuple(jsl.lu_factor(shifted(scaled(shift, scale), matrix)) for shift in shifts)
+    def factors() -> tuple[Factors, ...]:
+        return tuple(factors_of(shifted(scaled(shift, scale), matrix)) for shift in shifts)
 
     new = Matrices(
         jacobian=matrix,

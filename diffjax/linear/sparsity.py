@@ -25,8 +25,8 @@ Vector = Float[Array, " n"]
 # A band matrix is worth its ordering where its elimination has this many times fewer operations
 # than that of the dense matrix: LAPACK does those on a dense one so much faster.
 WORTH = 8
-# The entries that a column is eliminated in: XLA compiles arrays of so many into the loop.
-LARGEST_WINDOW = 256
+# A wide band is worth it where there are so many blocks.
+WORTH_IN_BLOCKS = 8
 
 
 class Sparsity:
@@ -42,7 +42,11 @@ class Sparsity:
 
     def __init__(self, pattern: Csr, band: BandShape | None) -> None:
         self.pattern, self.band = pattern, band
-        self.colours = colouring(pattern) if band is None else _band_colours(band)
+        if band is None or band.is_wide:
+            # Of a wide band most places are empty.
+            self.colours = colouring(pattern)
+        else:
+            self.colours = _band_colours(band)
         self.groups = int(self.colours.max()) + 1
 
     @staticmethod
@@ -75,9 +79,9 @@ class Sparsity:
     def parted(self, merged: Float[Array, "groups n"]) -> Array | Band:
         """The Jacobian from the sums of the columns of each group."""
         if self.band is not None:
-            rows, columns, inside = self.band.entries()
+            rows, columns, _ = self.band.entries()
             entries = merged[self.colours[columns], rows]
-            return Band(jnp.where(inside, entries, 0), self.band)
+            return Band(jnp.where(self.band.places(self.pattern), entries, 0), self.band)
         entries = merged[self.colours]
         return jnp.where(self.pattern.toarray().T, entries, 0).T
 
@@ -149,5 +153,7 @@ def _work(shape: BandShape) -> int:
 
 
 def _is_narrow(shape: BandShape) -> bool:
-    compiled = (shape.lower + 1) * shape.width <= LARGEST_WINDOW
-    return compiled and WORTH * _work(shape) < shape.n**2
+    """Whether it is, against the size of the matrix."""
+    if shape.is_wide:
+        return shape.n >= WORTH_IN_BLOCKS * max(shape.lower, shape.upper)
+    return WORTH * _work(shape) < shape.n**2
