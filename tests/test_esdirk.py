@@ -23,7 +23,17 @@ from tests.problems import (
 )
 from tests.stiff_problems import TOLERANCES, error, solve
 from tests.test_orders import slope
-from tests.test_rosenbrock import SENSITIVITIES, TIMES, prothero_robinson
+from tests.test_rosenbrock import (
+    EVERY_DERIVATIVE,
+    INPUTS,
+    THIRDS,
+    TIMES,
+    check_modes,
+    check_robertson,
+    check_robertson_at_forty,
+    check_second_derivative,
+    errors_on_a_stiff_problem,
+)
 
 # Orders ---------------------------------------------------------------------------------------
 
@@ -62,15 +72,13 @@ def test_orders_of_one_step(method: Method) -> None:
     ],
 )
 def test_order_on_a_stiff_problem(name: str, observed: int) -> None:
-    errors = []
-    for steps in (20, 40, 80):
-        sol = dj.solve(prothero_robinson(1e6), BY_NAME[name].make(), steps=steps)
-        errors.append(abs(float(sol.u_end[0]) - np.sin(2.0)))
-    orders = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
+    # An odd number: errors of the midpoint rule alternate, and of an even one half cancel.
+    errors = errors_on_a_stiff_problem(BY_NAME[name].make(), [0.04, 0.02, 0.01], 21)
+    orders = np.log2(errors[:-1] / errors[1:])
     assert np.mean(orders) > observed - 0.3, (errors, orders)
 
 
-@pytest.mark.parametrize("name", ["ImplicitMidpoint", "TRBDF2", "KenCarp58"])
+@pytest.mark.parametrize("name", ["ImplicitMidpoint", "KenCarp58"])
 def test_order_with_a_dense_mass_matrix(name: str) -> None:
     """M u' = A u + t A 1, explicit in time, with M = A: guards against a lost product with M."""
     assert AFFINE.exact is not None
@@ -92,8 +100,16 @@ def test_robertson_by_other_methods(name: str) -> None:
     np.testing.assert_allclose(np.sum(sol.u, axis=1), 1.0, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["ImplicitEuler", "KenCarp4", "Kvaerno5"])
-@pytest.mark.parametrize("case", [ROBER_DAE, CHEMAKZO_DAE], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        ("ImplicitEuler", ROBER_DAE),
+        ("KenCarp4", ROBER_DAE),
+        ("KenCarp4", CHEMAKZO_DAE),
+        ("Kvaerno5", CHEMAKZO_DAE),
+    ],
+    ids=lambda x: getattr(x, "name", x),
+)
 def test_algebraic_equations(name: str, case: Case) -> None:
     """A singular mass matrix: an algebraic variable is as accurate as the rest."""
     if name == "ImplicitEuler":
@@ -162,9 +178,9 @@ def test_matrices_of_a_large_system_are_kept() -> None:
         sol = dj.solve(start, dj.KenCarp3(), steps=5, adjoint=dj.DiscreteAdjoint(checkpoints=2))
         return jnp.sum(sol.u_end**2)
 
-    one, e = jnp.ones(()), 1e-5
-    difference = (total(one + e) - total(one - e)) / (2 * e)
-    np.testing.assert_allclose(jax.grad(total)(one), difference, rtol=1e-7)
+    slope, e = jax.jit(jax.value_and_grad(total)), 1e-5
+    difference = (slope(1.0 + e)[0] - slope(1.0 - e)[0]) / (2 * e)
+    np.testing.assert_allclose(slope(1.0)[1], difference, rtol=1e-7)
 
 
 # Failure --------------------------------------------------------------------------------------
@@ -206,37 +222,17 @@ def test_the_step_after_a_failed_iteration_does_not_grow() -> None:
 # Derivatives ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "adjoint", [dj.DiscreteAdjoint(), dj.ForwardMode()], ids=["tape", "forward"]
-)
+@EVERY_DERIVATIVE
 def test_gradient_of_robertson(adjoint: Any) -> None:
-    """Six digits of the published sensitivities, forwards, and backwards the same to nine.
+    """At the ends of steps: between them the quasi-stationary second component has five digits."""
 
-    At the ends of steps: between them the quasi-stationary second component has five.
-    """
-
-    def states(p: jax.Array) -> jax.Array:
+    def states(p: jax.Array, adjoint: Any) -> jax.Array:
         prob = dj.ODEProblem(robertson, jnp.asarray(ROBER.u0), (0.0, 4e4), p)
         options = {"rtol": 1e-9, "atol": 1e-13, "saveat": TIMES, "max_steps": 1024}
         options["tstops"] = TIMES
         return dj.solve(prob, dj.Kvaerno5(), adjoint=adjoint, **options).u
 
-    p = jnp.asarray(ROBER.p)
-    jacobian = jax.jacfwd(states)(p)
-    np.testing.assert_allclose(jacobian, SENSITIVITIES, rtol=1e-6)
-    weights = jnp.asarray(np.random.default_rng(0).normal(size=SENSITIVITIES.shape[:2]))
-    gradient = jax.grad(lambda p: jnp.sum(weights * states(p)))(p)
-    forward = jnp.einsum("ts,tsp->p", weights, jacobian)
-    np.testing.assert_allclose(gradient, forward, rtol=1e-9)
-
-
-THIRDS = jnp.array([0.3, 0.7, 1.0])
-INPUTS = (
-    jnp.array([1.0, 0.5]),
-    jnp.array([2.0, 1.5, 0.7]),
-    jnp.array([[2.0, 0.3], [-0.4, 1.0]]),
-    jnp.asarray(1.2),
-)
+    check_robertson(states, adjoint)
 
 
 def loss(name: str, inputs: tuple) -> jax.Array:
@@ -259,16 +255,7 @@ def loss(name: str, inputs: tuple) -> jax.Array:
 @pytest.mark.parametrize("name", ["ImplicitMidpoint", "KenCarp4"])
 def test_reverse_is_forward(name: str) -> None:
     """VJP = JVP to 1e-9 with respect to everything, the mass matrix and the span's end included."""
-    rng = np.random.default_rng(1)
-    dots = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), INPUTS)
-    value = jax.jit(lambda inputs: loss(name, inputs))
-    _, forward = jax.jvp(value, (INPUTS,), (dots,))
-    reverse = jax.grad(value)(INPUTS)
-    total = sum(jnp.vdot(x, y) for x, y in zip(reverse, dots, strict=True))
-    np.testing.assert_allclose(total, forward, rtol=1e-9)
-    e = 1e-5
-    ends = [value(jax.tree.map(lambda x, d, s=s: x + s * e * d, INPUTS, dots)) for s in (1, -1)]
-    np.testing.assert_allclose((ends[0] - ends[1]) / (2 * e), forward, rtol=1e-7)
+    check_modes(lambda inputs: loss(name, inputs))
 
 
 def test_second_derivatives() -> None:
@@ -277,13 +264,7 @@ def test_second_derivatives() -> None:
     def of_parameters(p: jax.Array) -> jax.Array:
         return loss("TRBDF2", (INPUTS[0], p, INPUTS[2], INPUTS[3]))
 
-    gradient = jax.jit(jax.grad(of_parameters))
-    e = 1e-5
-    columns = [
-        (gradient(INPUTS[1] + e * d) - gradient(INPUTS[1] - e * d)) / (2 * e) for d in np.eye(3)
-    ]
-    hessian = jax.hessian(of_parameters)(INPUTS[1])
-    np.testing.assert_allclose(hessian, np.stack(columns), rtol=1e-6, atol=1e-8)
+    check_second_derivative(of_parameters, INPUTS[1], np.array([1.0, -0.5, 0.7]))
 
 
 def test_gradient_through_an_algebraic_equation() -> None:
@@ -293,8 +274,7 @@ def test_gradient_through_an_algebraic_equation() -> None:
         prob = ROBER_DAE.ode(p=p, tspan=(0.0, 40.0), mass_matrix=np.array([1.0, 1.0, 0.0]))
         return dj.solve(prob, dj.Kvaerno5(), rtol=1e-9, atol=1e-13, max_steps=1024).u_end
 
-    reverse = jax.jacrev(end)(jnp.asarray(ROBER.p))
-    np.testing.assert_allclose(reverse, SENSITIVITIES[2], rtol=2e-6)
+    check_robertson_at_forty(end)
 
 
 # Batches, precision, kinds of state ---------------------------------------------------------
