@@ -2,3 +2,6 @@
 
 from .ode import NeuralODE as NeuralODE
 from .ode import neural_ode as neural_ode
+from .sde import NeuralDSDE as NeuralDSDE
+from .sde import NeuralSDE as NeuralSDE
+from .sde import neural_dmsde as neural_dmsde

@@ -4,9 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax.tree_util as jtu
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from ..algorithms.base import Algorithm
@@ -14,6 +11,7 @@ from ..algorithms.explicit_methods import Tsit5
 from ..problems import ODEProblem
 from ..solution import Solution
 from ..solve import solve
+from .options import check_callable, output, settings
 
 
 # Plain functions of the module, not lambdas of a layer: a solve is compiled once for each.
@@ -23,19 +21,6 @@ def _autonomous(u: PyTree, model: Any, t: Float[Array, ""]) -> PyTree:
 
 def _time_dependent(u: PyTree, model: Any, t: Float[Array, ""]) -> PyTree:
     return model(u, t)
-
-
-def _settings(tree: PyTree) -> PyTree:
-    """`tree` with its arrays as Python numbers, so that no optimizer takes them for weights.
-
-    Tracers stay, and with them derivatives with respect to times.
-    """
-
-    def plain(x: Any) -> Any:
-        known = eqx.is_inexact_array(x) and not isinstance(x, Tracer)
-        return np.asarray(x).tolist() if known else x
-
-    return jtu.tree_map(plain, tree, is_leaf=lambda x: isinstance(x, eqx.Module))
 
 
 class NeuralODE(eqx.Module):
@@ -83,13 +68,12 @@ class NeuralODE(eqx.Module):
         time_dependent: bool = False,
         **solve_options: Any,
     ) -> None:
-        if not callable(model):
-            raise TypeError(f"model must be callable, model(u), got {type(model).__name__}.")
+        check_callable("model", model)
         self.model = model
-        self.tspan = _settings(tspan)
+        self.tspan = settings(tspan)
         self.alg = Tsit5() if alg is None else alg
         self.time_dependent = time_dependent
-        self.solve_options = _settings(solve_options)
+        self.solve_options = settings(solve_options)
 
     def solve(self, x: PyTree) -> Solution:
         """The whole solution from the initial state `x`."""
@@ -97,12 +81,7 @@ class NeuralODE(eqx.Module):
         return solve(ODEProblem(field, x, self.tspan, self.model), self.alg, **self.solve_options)
 
     def __call__(self, x: PyTree, *, key: Any = None) -> PyTree:
-        u = self.solve(x).u
-        return jtu.tree_map(lambda u: u[-1], u) if self._saves_only_the_end else u
-
-    @property
-    def _saves_only_the_end(self) -> bool:
-        return self.solve_options.get("saveat") is None
+        return output(self.solve(x), self.solve_options)
 
 
 def neural_ode(
