@@ -22,7 +22,8 @@ MOMENTS = dj.EnsembleMoments()
 
 
 def varied(prob: dj.ODEProblem, i: jax.Array, key: jax.Array) -> dj.ODEProblem:
-    return dj.remake(prob, p=prob.p * (1 + 0.1 * jax.random.normal(key, (4,))))
+    noise = jax.random.normal(key, (4,), prob.p.dtype)
+    return dj.remake(prob, p=prob.p * (1 + 0.1 * noise))
 
 
 def solve(count: int, p: jax.Array = P, reduction: Any = None, **options: Any) -> Any:
