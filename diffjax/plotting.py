@@ -11,10 +11,14 @@ from jaxtyping import Float, PyTree
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from .ensembles.solution import EnsembleSolution
+    from .ensembles.summary import EnsembleSummary
     from .solution import Solution
 
 # How many names a legend can hold before it hides the picture.
 _LEGEND_MOST = 12
+# How dense a band of quantiles and single paths are drawn.
+_BAND_ALPHA, _PATH_ALPHA = 0.2, 0.5
 
 
 class _Curves(NamedTuple):
@@ -74,6 +78,61 @@ def plot_solution(
         return axes
     for name, x in zip(names, values, strict=True):
         axes.plot(curves.t, x, **{"label": name, **options})
+    axes.set_xlabel("t")
+    if labels is not None or 1 < len(names) <= _LEGEND_MOST:
+        axes.legend()
+    elif len(names) == 1:
+        axes.set_ylabel(names[0])
+    return axes
+
+
+def plot_ensemble(
+    summary: "EnsembleSummary",
+    *,
+    sim: "EnsembleSolution | None" = None,
+    paths: int = 0,
+    vars: int | str | Sequence[int | str] | None = None,
+    ax: "Axes | None" = None,
+    labels: Sequence[str] | None = None,
+    **options: Any,
+) -> "Axes":
+    """Draw the mean of an ensemble over time, in a ribbon from its lower to its upper quantile.
+
+    **Arguments:**
+
+    - `summary`: a `dj.EnsembleSummary`.
+    - `sim`: the ensemble, needed for `paths`.
+    - `paths`: how many single trajectories to draw as thin lines.
+    - `vars`: which components, by index or name, by default all; `labels`: names for them.
+    - `ax`: the axes to draw on, by default those of a new figure.
+    - `options`: passed to `ax.plot` for the means, for example `color`.
+
+    **Returns:** the matplotlib axes.
+
+    **Raises:** `ImportError` without matplotlib; `ValueError` for an unknown component, or for
+    `paths` without `sim`.
+
+    !!! example
+        `dj.solve(ensemble, trajectories=1000, saveat=0.1).plot(vars=0, paths=5)`
+    """
+    if paths and sim is None:
+        raise ValueError("paths are those of an ensemble: call plot on the solution, or give sim=.")
+    t = np.asarray(summary.t)
+    mean, low, high = (_components(u) for u in (summary.mean, summary.qlow, summary.qhigh))
+    chosen = _chosen(list(mean), vars)
+    names = chosen if labels is None else list(labels)
+    if len(names) != len(chosen):
+        raise ValueError(f"labels must name {len(chosen)} curves, got {len(names)}.")
+    axes: Any = _new_axes(None) if ax is None else ax
+    # The ensemble's own times, which a summary at others does not have.
+    rows = [sim[i] for i in range(min(paths, len(sim)))] if sim is not None else []
+    singles = [(np.asarray(row.t), _components(row.u)) for row in rows]
+    for name, label in zip(chosen, names, strict=True):
+        (line,) = axes.plot(t, mean[name], **{"label": label, **options})
+        color = line.get_color()
+        axes.fill_between(t, low[name], high[name], color=color, alpha=_BAND_ALPHA, linewidth=0)
+        for times, single in singles:
+            axes.plot(times, single[name], color=color, alpha=_PATH_ALPHA, linewidth=0.6)
     axes.set_xlabel("t")
     if labels is not None or 1 < len(names) <= _LEGEND_MOST:
         axes.legend()

@@ -22,14 +22,17 @@ from jaxtyping import Array, Int, PyTree
 from ..problems.base import remake
 from ..problems.ensemble import EnsembleProblem
 from ..problems.parts import Parts, is_array
+from ..progress import Bar
 from ..solution import ReturnCode, Solution, SolveError, Stats, concrete
 from ..stepping.varying import mesh_axes, vary_over
 from .checks import check_accumulator, check_arguments, check_member
-from .reductions import Reduction, Together
+from .reductions import Together
 from .solution import EnsembleSolution, parted
 from .tiles import tile_size, tiling
 
 Solve = Callable[..., Solution]
+# The steps of a progress bar.
+_ROUNDS = 20
 
 
 class _Job(NamedTuple):
@@ -39,6 +42,10 @@ class _Job(NamedTuple):
     shared_times: bool
     batch_size: int | None
     mesh: Mesh | None
+
+    @property
+    def devices(self) -> int:
+        return 1 if self.mesh is None else self.mesh.size
 
 
 class _Trajectory(NamedTuple):
@@ -58,6 +65,15 @@ class _Inputs(NamedTuple):
     key: Array | None
     options: Parts
     first: Int[Array, ""]
+
+
+class _Carry(NamedTuple):
+    """What goes from tile to tile; `done` counts them."""
+
+    done: Int[Array, ""]
+    times: Array | None
+    acc: PyTree
+    returned: Int[Array, " codes"]
 
 
 class _Result(NamedTuple):
@@ -102,8 +118,30 @@ def solve_ensemble(
     job = _Job(solve, shared, batch_size, mesh)
     inputs = _Inputs(prob, key, Parts(held, dynamic=is_array), jnp.zeros((), jnp.int32))
     acc = None if prob.init is None else jtu.tree_map(jnp.asarray, prob.init)
-    result = _run(job, count, inputs, acc)
+    # Under a trace there is nothing yet to show.
+    if progress and concrete(inputs.first) is not None:
+        result = _with_bar(job, count, inputs, acc)
+    else:
+        result = _run(job, count, inputs, acc)
     return _solution(result, count, throw)
+
+
+def _with_bar(job: _Job, count: int, inputs: _Inputs, acc: PyTree) -> _Result:
+    """In some rounds of one compiled program, so that nothing of the bar is in that."""
+    size = max(-(-count // _ROUNDS), (job.batch_size or 1) * job.devices)
+    results = []
+    with Bar(count, "ensemble") as bar:
+        for first in range(0, count, size):
+            step = min(size, count - first)
+            now = inputs._replace(first=jnp.asarray(first, jnp.int32))
+            result = _run(job, step, now, acc)
+            jax.block_until_ready(result.returned)
+            acc = result.acc
+            results.append(result._replace(acc=None))
+            bar.advance(step)
+    returned = sum(r.returned for r in results[1:]) + results[0].returned
+    each = jtu.tree_map(lambda *xs: jnp.concatenate(xs), *(r.each for r in results))
+    return _Result(results[0].times, each, acc, returned)
 
 
 def _solution(result: _Result, count: int, throw: bool | None) -> EnsembleSolution:
@@ -143,9 +181,9 @@ def _raise_on_failure(sol: EnsembleSolution) -> None:
 @partial(jax.jit, static_argnums=(0, 1))
 def _run(job: _Job, count: int, inputs: _Inputs, acc: PyTree) -> _Result:
     """`count` trajectories, `inputs.first` the first of them."""
-    kept = jax.eval_shape(partial(_trajectory, job), inputs, inputs.first)
-    share = -(-count // (1 if job.mesh is None else job.mesh.size))
-    tile, number = tiling(share, job.batch_size or tile_size(kept, inputs.prob))
+    share = -(-count // job.devices)
+    kept, most = _most(job, inputs)
+    tile, number = tiling(share, most)
     # What a tile may hold: all, what is left of a device's share, and of the last share.
     sizes = tuple(sorted({0, share % tile, count % share % tile, tile}))
     fold = _reduction(inputs.prob)
@@ -155,13 +193,25 @@ def _run(job: _Job, count: int, inputs: _Inputs, acc: PyTree) -> _Result:
 
     def tiles(inputs: _Inputs, start: Array, acc: PyTree) -> _Result:
         stop = jnp.minimum(start + share, inputs.first + count)
-        result = _tiles(job, inputs, start, stop, sizes, number, fold, acc)
+        result = _tiles(job, inputs, start, stop, sizes, number, kept, acc)
         return result._replace(each=jtu.tree_map(lambda x: x[:share], result.each))
 
     if job.mesh is None:
         return tiles(inputs, inputs.first, acc)
-    result = _on_mesh(job.mesh, tiles, inputs, share, fold, acc, kept.out)
+    result = _on_mesh(job.mesh, tiles, inputs, share, acc, kept.out)
     return result._replace(each=jtu.tree_map(lambda x: x[:count], result.each))
+
+
+def _most(job: _Job, inputs: _Inputs) -> tuple[_Trajectory, int]:
+    """Shapes of what is kept of a trajectory, and how many a device is to solve side by side."""
+
+    def one(inputs: _Inputs) -> tuple[PyTree, _Trajectory]:
+        sol = _solved(job, inputs, inputs.first)
+        return sol.u_end, _kept(inputs.prob, sol, inputs.first)
+
+    state, kept = jax.eval_shape(one, inputs)
+    steps = inputs.options.value["max_steps"]
+    return kept, job.batch_size or tile_size(kept, state, steps, jax.local_devices()[0])
 
 
 def _reduction(prob: EnsembleProblem) -> Any:
@@ -169,18 +219,20 @@ def _reduction(prob: EnsembleProblem) -> Any:
     return Together(fold) if isinstance(fold, tuple) else fold
 
 
-def _trajectory(job: _Job, inputs: _Inputs, i: Int[Array, ""]) -> _Trajectory:
-    """Trajectory i; this alone says what it is."""
-    prob = inputs.prob
+def _solved(job: _Job, inputs: _Inputs, i: Int[Array, ""]) -> Solution:
+    """The solution of problem i; this alone says what it is."""
     key = None if inputs.key is None else jax.random.fold_in(inputs.key, i)
-    member = prob.prob_func(prob.prob, i, key)
+    member = inputs.prob.prob_func(inputs.prob.prob, i, key)
     check_member(member)
     draws = {"key": key} if member.stochastic else {}
-    sol = job.solve(member, **inputs.options.value, **draws, throw=False)
-    whole = prob.output_func is None
-    out = sol.u if prob.output_func is None else prob.output_func(sol, i)
-    keeps_all = whole and prob.reduction is None
-    return _Trajectory(sol.t, out, sol._retcode, sol.stats, parted(sol) if keeps_all else None)
+    return job.solve(member, **inputs.options.value, **draws, throw=False)
+
+
+def _kept(prob: EnsembleProblem, sol: Solution, i: Int[Array, ""]) -> _Trajectory:
+    output = prob.output_func
+    rest = parted(sol) if output is None and prob.reduction is None else None
+    out = sol.u if output is None else jtu.tree_map(jnp.asarray, output(sol, i))
+    return _Trajectory(sol.t, out, sol._retcode, sol.stats, rest)
 
 
 def _tiles(
@@ -190,37 +242,41 @@ def _tiles(
     stop: Int[Array, ""],
     sizes: tuple[int, ...],
     number: int,
-    fold: Any,
+    kept: _Trajectory,
     acc: PyTree,
 ) -> _Result:
     """Tiles one after another, of the trajectories from `start` to `stop`."""
-    tile = sizes[-1]
+    tile, fold = sizes[-1], _reduction(inputs.prob)
 
-    def one(carry: Any, k: Array) -> Any:
-        acc, returned = carry
-        begin = start + k * tile
+    def trajectory(i: Array) -> _Trajectory:
+        return _kept(inputs.prob, _solved(job, inputs, i), i)
+
+    def one(carry: _Carry, _: None) -> tuple[_Carry, _Trajectory | None]:
+        begin = start + carry.done * tile
         lanes = begin + jnp.arange(tile, dtype=begin.dtype)
         # Lanes beyond the last trajectory repeat the one before, and are dropped.
         indices = jnp.maximum(jnp.minimum(lanes, stop - 1), 0)
-        kept = jax.vmap(partial(_trajectory, job, inputs))(indices)
-        codes = jax.nn.one_hot(kept.retcode, len(ReturnCode), dtype=jnp.bool_)
-        returned += jnp.sum(codes & (lanes < stop)[:, None], axis=0, dtype=returned.dtype)
-        times = kept.t[0] if job.shared_times else None
-        if fold is None:
-            return (acc, returned), (times, kept)
-        acc = _folded(fold, acc, kept.out, stop - begin, sizes)
-        return (acc, returned), (times, None)
+        each = jax.vmap(trajectory)(indices)
+        codes = jax.nn.one_hot(each.retcode, len(ReturnCode), dtype=jnp.bool_)
+        counted = jnp.sum(codes & (lanes < stop)[:, None], axis=0, dtype=jnp.int32)
+        acc = carry.acc
+        if fold is not None:
+            acc = _folded(fold, acc, each.out, stop - begin, sizes)
+        times = each.t[0] if job.shared_times else None
+        new = _Carry(carry.done + 1, times, acc, carry.returned + counted)
+        return new, each if fold is None else None
 
-    carry = (acc, jnp.zeros(len(ReturnCode), jnp.int32))
+    times = jnp.zeros(kept.t.shape, kept.t.dtype) if job.shared_times else None
+    carry = _Carry(jnp.int32(0), times, acc, jnp.zeros(len(ReturnCode), jnp.int32))
     carry = vary_over(mesh_axes(start), carry)
     if number == 1:
-        (acc, returned), (times, each) = one(carry, jnp.zeros((), jnp.int32))
-        return _Result(times, each, acc, returned)
-    step = jax.checkpoint(one, prevent_cse=False)
-    steps = jnp.arange(number, dtype=jnp.int32)
-    (acc, returned), (times, each) = jax.lax.scan(step, carry, steps)
-    each = jtu.tree_map(lambda x: x.reshape(number * tile, *x.shape[2:]), each)
-    return _Result(None if times is None else times[0], each, acc, returned)
+        end, each = one(carry, None)
+    else:
+        # The counter is carried, not scanned over: nothing is as long as the scan.
+        step = jax.checkpoint(one, prevent_cse=False)
+        end, each = jax.lax.scan(step, carry, None, length=number)
+        each = jtu.tree_map(lambda x: x.reshape(number * tile, *x.shape[2:]), each)
+    return _Result(end.times, each, end.acc, end.returned)
 
 
 def _folded(fold: Any, acc: PyTree, outs: PyTree, left: Array, sizes: tuple[int, ...]) -> PyTree:
@@ -247,18 +303,17 @@ def _on_mesh(
     tiles: Callable[[_Inputs, Array, PyTree], _Result],
     inputs: _Inputs,
     share: int,
-    fold: Reduction | None,
     acc: PyTree,
     out: PyTree,
 ) -> _Result:
     """The tiles of all devices, `share` trajectories each; accumulators meet at the end."""
-    axes = tuple(mesh.axis_names)
+    axes, fold = tuple(mesh.axis_names), _reduction(inputs.prob)
 
     def local(inputs: _Inputs) -> _Result:
         inputs = vary_over(frozenset(axes), inputs)
         start = inputs.first + share * jax.lax.axis_index(axes)
-        empty = None if fold is None else fold.init(out)
-        result = tiles(inputs, start, empty)
+        fold = _reduction(inputs.prob)
+        result = tiles(inputs, start, None if fold is None else fold.init(out))
         row = jtu.tree_map(lambda x: x[None], (result.times, result.acc, result.returned))
         return result._replace(times=row[0], acc=row[1], returned=row[2])
 

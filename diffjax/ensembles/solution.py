@@ -58,6 +58,19 @@ class EnsembleSolution(eqx.Module):
             t = t[None].repeat(self.trajectories, 0)
         return replace(self._rest, t=t, u=self.u, stats=self.stats, _retcode=self.retcode)
 
+    def plot(
+        self, *, quantiles: tuple[float, float] = (0.05, 0.95), ts: Any = None, **options: Any
+    ) -> Any:
+        """Draw the mean and the band between two quantiles, at `ts` or the saved times.
+
+        `paths=k` draws the first k trajectories as well; see `diffjax.plotting.plot_ensemble`.
+        """
+        from ..plotting import plot_ensemble
+        from .summary import EnsembleSummary
+
+        summary = EnsembleSummary(self, ts, quantiles=quantiles, covariance=False)
+        return plot_ensemble(summary, sim=self, **options)
+
 
 def parted(sol: Solution) -> Solution:
     """What `EnsembleSolution` keeps apart, left out."""

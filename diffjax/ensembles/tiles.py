@@ -1,4 +1,26 @@
-"""How many trajectories are solved side by side."""
+"""How many trajectories are solved side by side.
+
+On a CPU a tile is as large as what a step works on fits the cache next to a core; what it saves
+hardly matters, since each step writes little of it. Measured (2 cores with 1 MiB of L2 each, under
+load; microseconds a trajectory by size of tile, Tsit5 at 1e-6):
+
+| state, saves | 25 | 50 | 100 | 250 | 500 | 1000 | 2500 | 10000 |
+|---|---|---|---|---|---|---|---|---|
+| 2, 101 | | 10 | 7.0 | 6.6 | 8.9 | 6.4 | 8.7 | 19 |
+| 2, 1 | | 9.8 | 7.0 | 4.1 | 6.3 | 5.6 | 8.0 | 17 |
+| 2, 1001 | 36 | 31 | 29 | 25 | 27 | 25 | | |
+| 40, 11 | 142 | 154 | 271 | 333 | 275 | | | |
+
+and for a state of 400 numbers 1.2 ms in tiles of 5, 2.0 in tiles of 10, 5.6 in tiles of 400.
+
+A tile goes on until its slowest trajectory has ended. Iterations over what the average trajectory
+needs, 6,000 of them in tiles of 600: 1.18 for Lotka-Volterra with rates within 10 %, 2.25 within a
+factor of 2, 3.9 for Van der Pol with mu from 1 to 100. Tiles of 60 save a tenth of that. Sorted by
+the steps of a solve at a tolerance of 1e-2 they are 1.15, 1.35 and 1.22, but that solve costs 0.3,
+2.6 and 0.8 of the solve itself (stability, not accuracy, bounds its steps), so sorting does not
+pay, unless the user knows what is slow: in an ensemble that is ordered by cost (Van der Pol's by
+mu) the ratio is 1.2 again.
+"""
 
 import math
 from typing import Any
@@ -6,12 +28,15 @@ from typing import Any
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-CACHE = 2**21
-
-
-def size_of(tree: PyTree) -> int:
-    """Bytes of all leaves."""
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jtu.tree_leaves(tree))
+# What a step of one trajectory works on: some arrays like the state (stages, the error, the new
+# state and what is made on the way), and as many bytes for times, errors and counters.
+_STATES = 20
+_SCALARS = 128
+# How much of a cache of 1 MiB next to each core a tile may fill.
+_CACHE = 2**18
+# How much of an accelerator's memory a tile may fill, and how much it has if it does not say.
+_SHARE = 0.25
+_MEMORY = 2**33
 
 
 def tiling(count: int, most: int) -> tuple[int, int]:
@@ -20,6 +45,20 @@ def tiling(count: int, most: int) -> tuple[int, int]:
     return -(-count // number), number
 
 
-def tile_size(kept: PyTree, prob: Any) -> int:
-    """The most trajectories to solve side by side, from what is kept of one."""
-    return max(CACHE // size_of(kept), 1)
+def tile_size(kept: PyTree, state: PyTree, max_steps: int, device: Any) -> int:
+    """The most trajectories to solve side by side on a device.
+
+    `kept` is what is kept of one trajectory, `state` its state, shapes and dtypes of both.
+    """
+    step = _STATES * _size(state) + _SCALARS
+    if device.platform == "cpu":
+        return max(_CACHE // step, 1)
+    # All that a gradient needs: a tape of states, times and steps.
+    lane = step + _size(kept) + max_steps * (_size(state) + 16)
+    memory = (device.memory_stats() or {}).get("bytes_limit", _MEMORY)
+    return max(int(_SHARE * memory) // lane, 1)
+
+
+def _size(tree: PyTree) -> int:
+    """Bytes of all leaves."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jtu.tree_leaves(tree))
