@@ -101,6 +101,6 @@ def _stiffness(arguments: Arguments, options: Options, final: dict[str, Array]) 
     field, turn = ready.plan.field(ready.inputs), ready.times.direction
     t, u = final["t"] * turn, ready.layout.ravel(final["u"])
     dt, memory = jnp.abs(final["dt"]), options.alg.init(field, t, u)
-    field = field.during(jnp.zeros((), jnp.int32), t, dt)
+    field = field.during(jnp.zeros((), jnp.int32))
     stages = options.alg.step(field, t, dt, u, memory, None).stages
     return options.alg.stiffness(dt, u, stages)

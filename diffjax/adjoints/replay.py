@@ -121,7 +121,7 @@ class Steps:
         t, dt, end = self.schedule(start, inputs, row)
         past = row.past._replace(history=start.history)
         memory = alg.recall(field, t, start.u, past)
-        result = alg.step(field.during(row.number, t, dt), t, dt, start.u, memory, None)
+        result = alg.step(field.during(row.number), t, dt, start.u, memory, None)
         coefficients = alg.dense(field, t, dt, start.u, result.stages) if inside else None
         history = result.memory.history
         if not self.times:

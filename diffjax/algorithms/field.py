@@ -35,7 +35,7 @@ class Diffusion(eqx.Module):
         the noises.
     - `interpretation`: "ito" or "stratonovich".
     - `noise`: what W is, in the time of the solve; `need` what of it a step wants to know.
-    - `increment`: the noise in the step at hand; None outside of steps.
+    - `number`: that of the step at hand; None outside of steps.
     """
 
     jaxpr: Any = eqx.field(static=True)
@@ -44,7 +44,7 @@ class Diffusion(eqx.Module):
     interpretation: str = eqx.field(static=True)
     need: Need = eqx.field(static=True)
     noise: NoiseProcess
-    increment: Increment | None = None
+    number: Array | None = None
 
     def g(self, t: Array, u: State) -> State:
         """The diffusion: like the state, or with one axis more, over the noises."""
@@ -60,9 +60,10 @@ class Diffusion(eqx.Module):
         """Whether g gives a matrix."""
         return self.kind in ("commutative", "general")
 
-    def during(self, number: Array, t: Array, dt: Array) -> "Diffusion":
-        """The same, knowing the noise in one step."""
-        return dataclasses.replace(self, increment=self.noise.over(number, t, dt, self.need))
+    def over(self, t: Array, dt: Array, here: PyTree) -> tuple[Increment, PyTree]:
+        """The noise in the step at hand, as `NoiseProcess.over`."""
+        assert self.number is not None
+        return self.noise.over(self.number, t, dt, self.need, here)
 
     def spread(self, noise: Float[Array, " dim"], u: State) -> State:
         """A number for each noise, laid out to be multiplied with g, of a matrix its columns."""
@@ -134,11 +135,13 @@ class Field(eqx.Module):
         leaves = jax.tree_util.tree_leaves(u)
         return evaluate(self.jac_jaxpr, (), *self.jac_args, t, *leaves)[0]
 
-    def during(self, number: Array, t: Array, dt: Array) -> "Field":
-        """The field of one step of the solve, knowing the noise in it."""
+    def during(self, number: Array) -> "Field":
+        """The field of one step of the solve, which knows its noise by its number."""
         if self.diffusion is None:
             return self
-        return dataclasses.replace(self, diffusion=self.diffusion.during(number, t, dt))
+        return dataclasses.replace(
+            self, diffusion=dataclasses.replace(self.diffusion, number=number)
+        )
 
     def with_dense_jacobian(self) -> "Field":
         """The same field for work on whole matrices, outside of the steps."""

@@ -47,7 +47,8 @@ class StochasticMethod(Algorithm):
         return {}
 
     def init(self, field: Field, t: Array, u: State) -> Memory:
-        return Memory()
+        assert field.diffusion is not None
+        return Memory(cache=field.diffusion.noise.look(t))
 
     def advance(
         self, field: Field, t: Array, dt: Array, u: State, noise: Increment, norm: Norm | None
@@ -59,9 +60,9 @@ class StochasticMethod(Algorithm):
         self, field: Field, t: Array, dt: Array, u: State, memory: Memory, norm: Norm | None
     ) -> StepResult:
         assert field.diffusion is not None
-        assert field.diffusion.increment is not None
-        end, error = self.advance(field, t, dt, u, field.diffusion.increment, norm)
-        return StepResult(end, error, True, memory, memory, stages=(end,))
+        noise, there = field.diffusion.over(t, dt, memory.cache)
+        end, error = self.advance(field, t, dt, u, noise, norm)
+        return StepResult(end, error, True, Memory(cache=there), memory, stages=(end,))
 
     def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:
         """Both ends of the step."""

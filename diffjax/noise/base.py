@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 
 class Need(NamedTuple):
@@ -73,9 +73,15 @@ class NoiseProcess(eqx.Module):
         """The value at one time."""
         raise NotImplementedError
 
-    def over(self, number: Array, start: Array, dt: Array, need: Need) -> Increment:
-        """The noise in step `number` of a solve, from `start` to `start + dt`; `dt` may be
-        negative."""
+    def look(self, t: Float[Array, ""]) -> PyTree:
+        """What is known of the path where a step begins; None if nothing is looked up."""
+        return None
+
+    def over(
+        self, number: Array, start: Array, dt: Array, need: Need, here: PyTree
+    ) -> tuple[Increment, PyTree]:
+        """The noise in step `number` of a solve, from `start` to `start + dt`, and what is known of
+        the path there; `here` is what is known of it at `start`. `dt` may be negative."""
         raise NotImplementedError
 
     def __call__(self, t: Any) -> Float[Array, "*times dim"]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .base import Increment, Need, NoiseProcess
 from .tree import VirtualBrownianTree
@@ -80,5 +80,11 @@ class OrnsteinUhlenbeck(NoiseProcess):
         spread = shrunk * self.sigma / jnp.sqrt(2 * self.theta)
         return self.mu + shrunk * (self.x0 - self.mu) + spread * motion
 
-    def over(self, number: Array, start: Array, dt: Array, need: Need) -> Increment:
-        return Increment(self.at(start + dt) - self.at(start))
+    def look(self, t: Array) -> Float[Array, " dim"]:
+        return self.at(t)
+
+    def over(
+        self, number: Array, start: Array, dt: Array, need: Need, here: PyTree
+    ) -> tuple[Increment, PyTree]:
+        there = self.at(start + dt)
+        return Increment(there - here), there

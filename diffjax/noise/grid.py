@@ -5,7 +5,7 @@ from typing import Any
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .base import Increment, Need, NoiseProcess
 
@@ -64,13 +64,15 @@ class NoiseGrid(NoiseProcess):
         theta = ((t - times[k]) / (times[k + 1] - times[k])).astype(rows.dtype)
         return rows[k] + theta * (rows[k + 1] - rows[k])
 
-    def over(self, number: Array, start: Array, dt: Array, need: Need) -> Increment:
+    def over(
+        self, number: Array, start: Array, dt: Array, need: Need, here: PyTree
+    ) -> tuple[Increment, PyTree]:
         dw = (self._value(self.W, start + dt) - self._value(self.W, start)).astype(dt.dtype)
         if not need.area:
-            return Increment(dw)
+            return Increment(dw), None
         assert self.Z is not None
         dz = (self._value(self.Z, start + dt) - self._value(self.Z, start)).astype(dt.dtype)
-        return Increment(dw, dt * (dw + dz / 3**0.5) / 2)
+        return Increment(dw, dt * (dw + dz / 3**0.5) / 2), None
 
 
 def _rows(name: str, values: Any, t: Any) -> Array:

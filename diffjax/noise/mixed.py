@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .base import Increment, Need, NoiseProcess
 
@@ -64,11 +64,16 @@ class Correlated(Wrapped):
     def at(self, t: Array) -> Float[Array, " dim"]:
         return self.factor @ self.process.at(t)
 
-    def over(self, number: Array, start: Array, dt: Array, need: Need) -> Increment:
-        plain = self.process.over(number, start, dt, need)
+    def look(self, t: Array) -> PyTree:
+        return self.process.look(t)
+
+    def over(
+        self, number: Array, start: Array, dt: Array, need: Need, here: PyTree
+    ) -> tuple[Increment, PyTree]:
+        plain, there = self.process.over(number, start, dt, need, here)
         factor = self.factor.astype(dt.dtype)
         area = None if plain.area is None else factor @ plain.area
-        return Increment(factor @ plain.dw, area, plain.extra)
+        return Increment(factor @ plain.dw, area, plain.extra), there
 
 
 class Turned(Wrapped):
@@ -84,8 +89,13 @@ class Turned(Wrapped):
     def at(self, t: Array) -> Float[Array, " dim"]:
         return self.process.at(t * self.direction)
 
-    def over(self, number: Array, start: Array, dt: Array, need: Need) -> Increment:
+    def look(self, t: Array) -> PyTree:
+        return self.process.look(t * self.direction)
+
+    def over(
+        self, number: Array, start: Array, dt: Array, need: Need, here: PyTree
+    ) -> tuple[Increment, PyTree]:
         turn = self.direction
-        given = self.process.over(number, start * turn, dt * turn, need)
+        given, there = self.process.over(number, start * turn, dt * turn, need, here)
         # Time that runs backwards turns the sign of an integral over it.
-        return given._replace(area=None if given.area is None else given.area * turn)
+        return given._replace(area=None if given.area is None else given.area * turn), there

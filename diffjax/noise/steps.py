@@ -2,7 +2,7 @@
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, PyTree, UInt32
 
 from .base import Increment, Need, NoiseProcess
 from .random import normals
@@ -35,7 +35,9 @@ class StepNoise(NoiseProcess):
     def dim(self) -> int:
         return self.count
 
-    def over(self, number: Array, start: Array, dt: Array, need: Need) -> Increment:
+    def over(
+        self, number: Array, start: Array, dt: Array, need: Need, here: PyTree
+    ) -> tuple[Increment, PyTree]:
         dim = self.count
         areas = dim if need.area else 0
         z = normals(self.key, number, dim + areas + need.extra, dt.dtype)
@@ -45,4 +47,4 @@ class StepNoise(NoiseProcess):
         if need.area:
             # The integral of a Brownian motion given its end: mean dt*dw/2, variance |dt|**3/12.
             area = dt * (0.5 * dw + root * z[dim : 2 * dim] / 12**0.5)
-        return Increment(dw, area, z[dim + areas :] if need.extra else None)
+        return Increment(dw, area, z[dim + areas :] if need.extra else None), None

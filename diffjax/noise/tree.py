@@ -10,18 +10,22 @@ as a virtual tree Li, Wong, Chen, Duvenaud, Scalable gradients for stochastic di
 equations, AISTATS 2020; Jelincic, Foster, Kidger, arXiv 2405.06464.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jaxtyping import Array, Float, UInt32
 
 from .base import Increment, Need, NoiseProcess
 from .random import key_words, normal_pairs
 
-# Halvings of the span, so that the shortest piece is 2.4e-7 of it.
-DEPTH = 22
+# Halvings of the span, so that the shortest piece is 1e-6 of it.
+DEPTH = 20
+# So many of them are made once, before the first step.
+_TABLE_DEPTH = 6
 
 
 class Values(NamedTuple):
@@ -32,10 +36,12 @@ class Values(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """A dyadic piece of the span: its number, the path at its start, its own increment, and by how
-    much its mean lies above that of the chord (H, the space-time Levy area)."""
+    """A dyadic piece of the span, whose length counts as one: its number, its size, the path at its
+    start, its own increment, and by how much its mean lies above that of the chord (H, the
+    space-time Levy area)."""
 
     node: UInt32[Array, ""]
+    size: Float[Array, ""]
     start: Values
     dw: Float[Array, " dim"]
     h: Float[Array, " dim"]
@@ -68,90 +74,119 @@ class VirtualBrownianTree(NoiseProcess):
     low: Float[Array, ""]
     length: Float[Array, ""]
     key: UInt32[Array, " 2"]
-    count: int = eqx.field(static=True)
+    table: _Piece
     depth: int = eqx.field(static=True)
 
     def __init__(self, t0: Any, t1: Any, dim: int, key: Array, *, depth: int = DEPTH) -> None:
         if not isinstance(dim, int) or dim < 1:
             raise ValueError(f"dim must be a positive integer, got {dim!r}.")
-        if not isinstance(depth, int) or not 1 <= depth <= 30:
-            raise ValueError(f"depth must be an integer from 1 to 30, got {depth!r}.")
+        if not isinstance(depth, int) or not _TABLE_DEPTH <= depth <= 30:
+            raise ValueError(f"depth must be an integer from {_TABLE_DEPTH} to 30, got {depth!r}.")
         t0, t1 = (jnp.asarray(t, jnp.result_type(float, t0, t1)) for t in (t0, t1))
         self.low, self.length = jnp.minimum(t0, t1), jnp.abs(t1 - t0)
-        self.key, self.count, self.depth = key_words(key), dim, depth
+        self.key, self.depth = key_words(key), depth
+        self.table = _table(self.key, dim, self.low.dtype)
 
     @property
     def dim(self) -> int:
-        return self.count
+        return self.table.dw.shape[-1]
 
     @property
     def smallest(self) -> Float[Array, ""]:
         return self.length * 0.5**self.depth
 
     def at(self, t: Array) -> Float[Array, " dim"]:
-        return self.values(t).w
+        return self.look(t).w
 
-    def over(self, number: Array, start: Array, dt: Array, need: Need) -> Increment:
-        # Both ends side by side, in one descent.
-        both = jax.vmap(self.values)(jnp.stack([start, start + dt]))
-        w, integral = both.w, both.integral
-        area = integral[1] - integral[0] - dt * w[0] if need.area else None
-        return Increment(w[1] - w[0], area)
+    def over(
+        self, number: Array, start: Array, dt: Array, need: Need, here: Values
+    ) -> tuple[Increment, Values]:
+        there = self.look(start + dt)
+        area = there.integral - here.integral - dt * here.w if need.area else None
+        return Increment(there.w - here.w, area), there
 
-    def values(self, t: Float[Array, ""]) -> Values:
+    def look(self, t: Float[Array, ""]) -> Values:
         """The path and its integral at a time inside the span."""
-        dtype = self.low.dtype
-        theta = jax.lax.stop_gradient((t.astype(dtype) - self.low) / self.length)
-        zero = jnp.zeros(self.count, dtype)
-        z1, z2 = normal_pairs(self.key, jnp.zeros((), jnp.uint32), self.count, dtype)
-        # In units of the span, of which the piece is 2**-level.
-        root = _Piece(jnp.ones((), jnp.uint32), Values(zero, zero), z1, z2 / 12**0.5)
+        theta = jax.lax.stop_gradient((t.astype(self.low.dtype) - self.low) / self.length)
+        place = jnp.clip(theta, 0.0, 1.0) * 2**_TABLE_DEPTH
+        number = jnp.minimum(place.astype(jnp.int32), 2**_TABLE_DEPTH - 1)
+        piece = jtu.tree_map(lambda x: x[number], self.table)
+        levels = self.depth - _TABLE_DEPTH
+        piece, rest = _descend(self.key, piece, place - number.astype(place.dtype), levels)
+        inside = _inside(self.key, piece, rest)
+        root = jnp.sqrt(self.length)
+        return Values(root * inside.w, root * self.length * inside.integral)
 
-        def halve(level: Array, state: tuple[_Piece, Array, Array]) -> tuple[_Piece, Array, Array]:
-            piece, rest, size = state
-            rest = 2 * rest
-            right = rest >= 1
-            piece = self._half(piece, size, right)
-            return piece, jnp.where(right, rest - 1, rest), 0.5 * size
 
-        start = (root, jnp.clip(theta, 0.0, 1.0), jnp.ones((), dtype))
-        piece, rest, size = jax.lax.fori_loop(0, self.depth, halve, start)
-        inside = self._inside(piece, size, rest)
-        root_length = jnp.sqrt(self.length)
-        return Values(root_length * inside.w, root_length * self.length * inside.integral)
+@partial(jax.jit, static_argnums=(1, 2))
+def _table(key: UInt32[Array, " 2"], dim: int, dtype: Any) -> _Piece:
+    """The pieces after the first halvings, in order, with a leading axis."""
+    zero = jnp.zeros(dim, dtype)
+    z1, z2 = _normal_pairs(key, jnp.zeros((), jnp.uint32), dim, dtype)
+    start = Values(zero, zero)
+    root = _Piece(jnp.ones((), jnp.uint32), jnp.ones((), dtype), start, z1, z2 / 12**0.5)
+    middles = (jnp.arange(2**_TABLE_DEPTH).astype(dtype) + 0.5) / 2**_TABLE_DEPTH
+    return jax.vmap(lambda theta: _descend(key, root, theta, _TABLE_DEPTH)[0])(middles)
 
-    def _half(self, piece: _Piece, size: Array, right: Array) -> _Piece:
-        """The left or the right half of a piece."""
-        z1, z2 = normal_pairs(self.key, piece.node, self.count, size.dtype)
-        root = jnp.sqrt(size)
-        turn, shift = root / 4 * z1, root / 12**0.5 * z2
-        bulge = 1.5 * piece.h + turn
-        left_dw, right_dw = 0.5 * piece.dw + bulge, 0.5 * piece.dw - bulge
-        shared = 0.25 * piece.h - 0.5 * turn
-        left_h, right_h = shared + 0.5 * shift, shared - 0.5 * shift
-        half = 0.5 * size
-        middle = Values(
-            piece.start.w + left_dw,
-            piece.start.integral + half * (piece.start.w + 0.5 * left_dw + left_h),
-        )
-        return _Piece(
-            2 * piece.node + right.astype(jnp.uint32),
-            Values(*(jnp.where(right, m, s) for m, s in zip(middle, piece.start, strict=True))),
-            jnp.where(right, right_dw, left_dw),
-            jnp.where(right, right_h, left_h),
-        )
 
-    def _inside(self, piece: _Piece, size: Array, theta: Array) -> Values:
-        """The path at a fraction of the last piece, of the right mean and variance given its ends.
+def _normal_pairs(key: Array, node: Array, dim: int, dtype: Any) -> tuple[Array, Array]:
+    """Two vectors of standard normal numbers for a node.
 
-        For s in (0, 1) and a Brownian motion B on it with integral A, the regression of B(s) on
-        B(1) and H = A(1) - B(1)/2 has the coefficients s and 6 s (1 - s), that of A(s) s**2/2 and
-        3 s**2 - 2 s**3.
-        """
-        z1, _ = normal_pairs(self.key, piece.node, self.count, size.dtype)
-        both = theta * (1 - theta)
-        spread = jnp.sqrt(size * both * (1 - 3 * both))
-        w = theta * piece.dw + 6 * both * piece.h + spread * z1
-        integral = theta**2 * (0.5 * piece.dw + (3 - 2 * theta) * piece.h)
-        start = piece.start
-        return Values(start.w + w, start.integral + size * (theta * start.w + integral))
+    In single precision whatever the path is: each is one of some twenty terms, and its last digit,
+    1e-7 of it, is far below what any number of paths can tell.
+    """
+    pair = normal_pairs(key, node, dim, jnp.dtype(jnp.float32))
+    # Or XLA would compute them anew for everything that is made of them.
+    first, second = jax.lax.optimization_barrier(pair)
+    return first.astype(dtype), second.astype(dtype)
+
+
+def _descend(key: Array, piece: _Piece, rest: Array, levels: int) -> tuple[_Piece, Array]:
+    """The piece, so many levels further down, that holds a fraction `rest` of this one, and the
+    fraction of it where that lies."""
+
+    def halve(_: Array, state: tuple[_Piece, Array]) -> tuple[_Piece, Array]:
+        piece, rest = state
+        rest = 2 * rest
+        right = rest >= 1
+        return _half(key, piece, right), jnp.where(right, rest - 1, rest)
+
+    return jax.lax.fori_loop(0, levels, halve, (piece, rest))
+
+
+def _half(key: Array, piece: _Piece, right: Array) -> _Piece:
+    """The left or the right half of a piece."""
+    size = piece.size
+    z1, z2 = _normal_pairs(key, piece.node, piece.dw.shape[0], size.dtype)
+    root = jnp.sqrt(size)
+    turn, shift = root / 4 * z1, root / 12**0.5 * z2
+    bulge = 1.5 * piece.h + turn
+    shared = 0.25 * piece.h - 0.5 * turn
+    sign = jnp.where(right, -1.0, 1.0).astype(size.dtype)
+    left_dw, left_h = 0.5 * piece.dw + bulge, shared + 0.5 * shift
+    start, half = piece.start, 0.5 * size
+    middle = Values(start.w + left_dw, start.integral + half * (start.w + 0.5 * left_dw + left_h))
+    return _Piece(
+        2 * piece.node + right.astype(jnp.uint32),
+        half,
+        Values(*(jnp.where(right, m, s) for m, s in zip(middle, start, strict=True))),
+        0.5 * piece.dw + sign * bulge,
+        shared + sign * 0.5 * shift,
+    )
+
+
+def _inside(key: Array, piece: _Piece, theta: Array) -> Values:
+    """The path at a fraction of the last piece, of the right mean and variance given its ends.
+
+    For s in (0, 1) and a Brownian motion B on it with integral A, the regression of B(s) on B(1)
+    and H = A(1) - B(1)/2 has the coefficients s and 6 s (1 - s), that of A(s) s**2/2 and
+    3 s**2 - 2 s**3.
+    """
+    size = piece.size
+    z1, _ = _normal_pairs(key, piece.node, piece.dw.shape[0], size.dtype)
+    both = theta * (1 - theta)
+    spread = jnp.sqrt(size * both * (1 - 3 * both))
+    w = theta * piece.dw + 6 * both * piece.h + spread * z1
+    integral = theta**2 * (0.5 * piece.dw + (3 - 2 * theta) * piece.h)
+    start = piece.start
+    return Values(start.w + w, start.integral + size * (theta * start.w + integral))

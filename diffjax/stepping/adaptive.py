@@ -143,7 +143,7 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         remaining = target - c.t if c.t_low is None else (target - c.t) - c.t_low
         landing = c.dt * LANDING_STRETCH >= remaining
         dt = jnp.where(landing, remaining, self._looking_ahead(c, stop))
-        field = self.field.during(c.naccept, c.t, dt)
+        field = self.field.during(c.naccept)
         result = self.alg.step(field, c.t, dt, c.u, c.memory, self.norm)
         assert result.error is not None
         error = jax.lax.stop_gradient(result.error)

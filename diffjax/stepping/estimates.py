@@ -54,7 +54,7 @@ def step_estimates(plan: Plan, inputs: Inputs, settings: Settings, tape: Tape) -
         t, u = tape.t[at], jtu.tree_map(lambda x: x[at], tape.u)
         past = jtu.tree_map(lambda x: x[at], tape.past)
         memory = alg.recall(field, t, u, past)
-        result = alg.step(field.during(at, t, dt), t, dt, u, memory, norm)
+        result = alg.step(field.during(at), t, dt, u, memory, norm)
         assert result.error is not None
         found = (dt, result.error, alg.stiffness(dt, u, result.stages))
         return where(active, found, jtu.tree_map(jnp.zeros_like, found))

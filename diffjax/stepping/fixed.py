@@ -73,7 +73,7 @@ class FixedStepper(Stepper[FixedState]):
         t = self.time(c)
         # The difference of two times on the grid, so that the steps add up to the span exactly.
         dt = fixed_time(self.plan, self.inputs, c.done + 1) - t
-        field = self.field.during(c.done, t, dt)
+        field = self.field.during(c.done)
         result = self.alg.step(field, t, dt, c.u, c.memory, None)
         u, iterations = result.u, c.iterations
         if iterations is not None:
