@@ -1,7 +1,7 @@
 """A solve transforms like `jnp.sin`: jit, vmap, grad, jvp, scan, shard_map, nested at will."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import equinox as eqx
@@ -27,6 +27,7 @@ ADJOINTS = {
     "forward": dj.ForwardMode(),
 }
 EVERY_ADJOINT = pytest.mark.parametrize("adjoint", ADJOINTS.values(), ids=ADJOINTS.keys())
+EVERY_NAME = pytest.mark.parametrize("name", ADJOINTS)
 
 
 def solve(p: jax.Array, u0: jax.Array = U0, adjoint: Any = None, **options: Any) -> dj.Solution:
@@ -77,44 +78,58 @@ def test_vmap_of_vmap() -> None:
             close(both.u[i, j], solve(PS[i], U0S[j]).u, 1e-12)
 
 
-@EVERY_ADJOINT
-def test_modes_agree(adjoint: dj.Adjoint) -> None:
-    """Reverse, forward and jvp are the derivatives of one another's function."""
-    f = partial(loss, adjoint=adjoint)
-    gradient = jax.jit(jax.grad(f, argnums=(0, 1)))(P, U0)
+@cache
+def gradient(name: str) -> Callable:
+    """Value and gradient of one trajectory's loss by p and u0, as a compiled function."""
+    return jax.jit(jax.value_and_grad(partial(loss, adjoint=ADJOINTS[name]), argnums=(0, 1)))
+
+
+def gradients_of_a_loop(name: str, ps: jax.Array) -> jax.Array:
+    return jnp.stack([gradient(name)(p, U0)[1][0] for p in ps])
+
+
+@EVERY_NAME
+def test_modes_agree(name: str) -> None:
+    """Reverse and forward are the derivatives of one another's function."""
+    value, wanted = gradient(name)(P, U0)
+    close(value, loss(P), 1e-12)
+    f = partial(loss, adjoint=ADJOINTS[name])
     tangents = jnp.ones_like(P), jnp.ones_like(U0)
     value, slope = jax.jit(lambda *x: jax.jvp(f, x, tangents))(P, U0)
     close(value, loss(P), 1e-12)
-    close(slope, sum(jnp.sum(g) for g in gradient), 1e-10)
-    close(jax.jit(jax.jacfwd(f, argnums=(0, 1)))(P, U0), gradient)
-    close(jax.grad(f, argnums=(0, 1))(P, U0), gradient, 1e-12)
+    close(slope, sum(jnp.sum(g) for g in wanted), 1e-10)
 
 
-@EVERY_ADJOINT
-def test_jacobians_of_the_saved_states(adjoint: dj.Adjoint) -> None:
+def test_modes_agree_without_jit() -> None:
+    close(jax.grad(loss, argnums=(0, 1))(P, U0), gradient("tape")(P, U0)[1], 1e-12)
+
+
+@EVERY_NAME
+def test_jacobians_of_the_saved_states(name: str) -> None:
     def states(p: jax.Array) -> jax.Array:
-        return solve(p, adjoint=adjoint).u
+        return solve(p, adjoint=ADJOINTS[name]).u
 
     close(jax.jit(jax.jacrev(states))(P), jax.jit(jax.jacfwd(states))(P), 1e-9, 1e-9)
 
 
 @pytest.mark.slow
-@EVERY_ADJOINT
-def test_vmap_and_grad_commute(adjoint: dj.Adjoint) -> None:
+@EVERY_NAME
+def test_vmap_and_grad_commute(name: str) -> None:
     """vmap of grad, grad of vmap, and a loop of grads."""
-    f = partial(loss, adjoint=adjoint)
-    wanted = looped(jax.jit(jax.grad(f)), PS)
+    f, wanted = partial(loss, adjoint=ADJOINTS[name]), gradients_of_a_loop(name, PS)
     close(jax.jit(jax.vmap(jax.grad(f)))(PS), wanted, 1e-9)
-    close(jax.jit(jax.grad(lambda ps: jnp.sum(jax.vmap(f)(ps))))(PS), wanted, 1e-9)
     # One lane's cotangent is another's zero.
-    first = jax.jit(jax.grad(lambda ps: jax.vmap(f)(ps)[0]))(PS)
-    close(first, wanted * jnp.asarray([1.0, 0, 0, 0])[:, None], 1e-9)
+    weighted = jax.jit(jax.grad(lambda ps, weights: weights @ jax.vmap(f)(ps)))
+    for weights in np.array([[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]]):
+        close(weighted(PS, weights), wanted * weights[:, None], 1e-9)
+
+
+hessian = jax.jit(jax.hessian(loss))
 
 
 @pytest.mark.slow
 def test_vmap_of_hessian() -> None:
-    f = jax.jit(jax.hessian(loss))
-    close(jax.jit(jax.vmap(jax.hessian(loss)))(PS[:2]), looped(f, PS[:2]), 1e-8, 1e-8)
+    close(jax.jit(jax.vmap(jax.hessian(loss)))(PS[:2]), looped(hessian, PS[:2]), 1e-8, 1e-8)
 
 
 @pytest.mark.slow
@@ -146,26 +161,24 @@ def test_scan_over_solves() -> None:
 
 
 @pytest.mark.slow
-@EVERY_ADJOINT
-def test_shard_map(adjoint: dj.Adjoint) -> None:
-    """Four devices, JAX's own checks on: values and gradients equal the unsharded ones."""
+@EVERY_NAME
+def test_shard_map(name: str) -> None:
+    """Four devices, JAX's own checks on: values and gradients equal those of a loop."""
     mesh = Mesh(np.asarray(jax.devices()[:4]), ("lanes",))
     ps = jnp.concatenate([PS, PS * 1.05])
     spec = PartitionSpec("lanes")
 
     def local(ps: jax.Array, u0: jax.Array) -> jax.Array:
-        return jax.vmap(lambda p: loss(p, u0, adjoint))(ps)
+        return jax.vmap(lambda p: loss(p, u0, ADJOINTS[name]))(ps)
 
     def total(ps: jax.Array, u0: jax.Array) -> jax.Array:
         f = jax.shard_map(local, mesh=mesh, in_specs=(spec, PartitionSpec()), out_specs=spec)
         return jnp.sum(f(ps, u0))
 
-    def unsharded(ps: jax.Array, u0: jax.Array) -> jax.Array:
-        return jnp.sum(local(ps, u0))
-
-    got = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(ps, U0)
-    wanted = jax.jit(jax.value_and_grad(unsharded, argnums=(0, 1)))(ps, U0)
-    close(got, wanted, 1e-10)
+    value, got = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(ps, U0)
+    each = [gradient(name)(p, U0) for p in ps]
+    close(value, sum(value for value, _ in each), 1e-10)
+    close(got, (jnp.stack([x[0] for _, x in each]), sum(x[1] for _, x in each)), 1e-9)
 
 
 def test_shard_map_of_one_solve_a_device() -> None:
@@ -177,7 +190,7 @@ def test_shard_map_of_one_solve_a_device() -> None:
         return jax.grad(loss)(ps[0])[None]
 
     f = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec))
-    close(f(PS), looped(jax.jit(jax.grad(loss)), PS), 1e-9)
+    close(f(PS), gradients_of_a_loop("tape", PS), 1e-9)
 
 
 def test_hessian_with_checkpoints() -> None:
@@ -187,7 +200,7 @@ def test_hessian_with_checkpoints() -> None:
         return loss(p, adjoint=dj.DiscreteAdjoint(checkpoints=4))
 
     assert int(solve(P).stats.nreject) > 0
-    close(jax.jit(jax.hessian(f))(P), jax.jit(jax.hessian(loss))(P), 1e-9, 1e-9)
+    close(jax.jit(jax.hessian(f))(P), hessian(P), 1e-9, 1e-9)
 
 
 def decay(p: jax.Array, adjoint: Any = None, t1: float = 1.0) -> jax.Array:
@@ -282,19 +295,20 @@ def test_a_problem_with_a_network_is_an_argument() -> None:
     def end(prob: dj.ODEProblem) -> jax.Array:
         return jnp.sum(dj.solve(prob, dj.Tsit5(), rtol=1e-6, atol=1e-6).u[-1] ** 2)
 
-    close(jax.jit(end)(prob), end(prob), 1e-12)
+    value = jax.jit(end)
+    close(value(prob), end(prob), 1e-12)
     gradient = jax.jit(jax.grad(end))(prob)
     assert jtu.tree_structure(gradient) == jtu.tree_structure(prob)
     # Along the gradient itself, against a difference.
     slope = sum(float(jnp.sum(g**2)) for g in jtu.tree_leaves(gradient))
     h = 1e-5 / np.sqrt(slope)
     there, back = (
-        end(jtu.tree_map(lambda x, g, s=s: x + s * h * g, prob, gradient)) for s in (1, -1)
+        value(jtu.tree_map(lambda x, g, s=s: x + s * h * g, prob, gradient)) for s in (1, -1)
     )
     np.testing.assert_allclose((there - back) / (2 * h), slope, rtol=1e-5)
     several = jtu.tree_map(lambda x: jnp.stack([x, 1.1 * x]), prob)
     lanes = jax.jit(jax.vmap(end))(several)
-    close(lanes[1], end(jtu.tree_map(lambda x: 1.1 * x, prob)), 1e-10)
+    close(lanes[1], value(jtu.tree_map(lambda x: 1.1 * x, prob)), 1e-10)
     # The parameters come back as they were given.
     assert prob.p(U0).shape == (2,)
 
