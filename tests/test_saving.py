@@ -392,3 +392,13 @@ def test_resuming_equals_one_go(name: str) -> None:
     fixed = dj.solve(prob, dj.RK4(), tspan=(0.0, 5.0), steps=50)
     rest = dj.solve(prob, dj.RK4(), resume=fixed.final, steps=50)
     close(rest.u_end, dj.solve(prob, dj.RK4(), steps=100).u_end, 1e-12)
+
+
+def test_save_times_of_a_stochastic_solve_that_rounding_keeps_off_its_steps() -> None:
+    """No step is put between the two: in that precision its length, and so its noise, is 0/0."""
+    times = jnp.linspace(0.0, 1.0, 30, dtype=jnp.float32)
+    u0 = jnp.ones(2, jnp.float32)
+    prob = dj.SDEProblem(lambda u, p, t: u, lambda u, p, t: u, u0, (0.0, 1.0))
+    sol = dj.solve(prob, dj.SOSRI(), steps=58, saveat=times, key=jax.random.key(0))
+    assert int(sol.stats.naccept) == 58
+    assert sol.u.shape == (30, 2)
