@@ -457,7 +457,9 @@ def _saving(arguments: Arguments, options: Options) -> Callable[[Any, Any, Any],
     index = options.save_idxs
     if index is None:
         return None
-    chosen = slice(*index[1:]) if index[0] == "slice" else jnp.asarray(index[1])
+    # Known while tracing: an index that is traced would have to vary over the axes of a mesh.
+    chosen = slice(*index[1:]) if index[0] == "slice" else np.asarray(index[1])
+    chosen = int(chosen) if isinstance(chosen, np.ndarray) and chosen.ndim == 0 else chosen
 
     def components(u: Any, p: Any, t: Any) -> Any:
         if not is_array(u):

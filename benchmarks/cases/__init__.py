@@ -11,6 +11,7 @@ from benchmarks.cases import (
     adjoints,
     bruss1d,
     dense_memory,
+    ensemble,
     first_call,
     forward,
     gradient,
@@ -25,6 +26,7 @@ def adaptive_cases() -> dict[str, Callable[[], Case]]:
         forward.lv_one,
         forward.lv_final,
         forward.lv_vmap,
+        ensemble.lv_ensemble,
         gradient.lv_grad,
         gradient.lv_grad_vmap,
         neural.node_grad,
@@ -48,5 +50,6 @@ def all_cases() -> dict[str, Callable[[], list[Row]]]:
         "first_call": first_call.rows,
         "dense_memory": dense_memory.rows,
         "bruss1d": bruss1d.rows,
+        "ensemble_scaling": ensemble.rows,
     }
     return adaptive | others
