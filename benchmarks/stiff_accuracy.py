@@ -1,4 +1,4 @@
-"""`python -m benchmarks.stiff_accuracy [--methods NAME ...] [--problems NAME ...]`: digits and work.
+"""`python -m benchmarks.stiff_accuracy [--methods NAME ...] [--problems NAME ...]`: digits, work.
 
 Significant correct digits (minus the logarithm of the largest relative error of a component at the
 end), attempted steps, evaluations and factorisations of every implicit method on the stiff and
