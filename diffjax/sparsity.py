@@ -12,22 +12,24 @@ from .linear.detection import detected
 from .linear.sparsity import full_band
 from .prepare import value_of
 from .problems.base import tree_of_arrays
+from .problems.dae import DAEProblem
 from .problems.ode import ODEProblem
 from .problems.pattern import Pattern
+from .stepping.matrices import field_of_state
 
 # The state is moved by so much of its size, lest an entry that is zero at the start be overlooked.
 _MOVED = 1e-3
 _NAMED = 5
 
 
-def check_sparsity(prob: ODEProblem) -> None:
+def check_sparsity(prob: ODEProblem | DAEProblem) -> None:
     """Compare `jac_sparsity` with the Jacobian near the start, computed column by column.
 
     Call it once where a pattern is new: a solve takes it as it is.
 
     **Arguments:**
 
-    - `prob`: an `ODEProblem` with `jac_sparsity`.
+    - `prob`: an `ODEProblem` or a `DAEProblem` with `jac_sparsity`.
 
     **Raises:** `ValueError` if the Jacobian has entries outside of the pattern, naming some;
     `TypeError` for a problem without one.
@@ -46,8 +48,10 @@ def check_sparsity(prob: ODEProblem) -> None:
     coordinates = Coordinates(u0)
     t, start = jnp.asarray(t0, coordinates.dtype), coordinates.flatten(u0)
 
+    field = field_of_state(prob.arguments())
+
     def f(v: Any) -> Any:
-        return coordinates.flatten(prob.f(coordinates.unflatten(v), prob.p, t))
+        return coordinates.flatten(field(coordinates.unflatten(v), prob.p, t))
 
     noise = np.random.default_rng(0).normal(size=start.shape) * _MOVED
     moved = start + jnp.asarray(noise, start.dtype) * (1 + jnp.abs(start))
@@ -64,7 +68,7 @@ def check_sparsity(prob: ODEProblem) -> None:
         )
 
 
-def allowed(given: Any, n: int, prob: ODEProblem, u: Any, t: Any) -> Any:
+def allowed(given: Any, n: int, prob: ODEProblem | DAEProblem, u: Any, t: Any) -> Any:
     """The pattern that `jac_sparsity` stands for, (n, n)."""
     if isinstance(given, tuple):
         return full_band(n, *given)
@@ -75,7 +79,7 @@ def allowed(given: Any, n: int, prob: ODEProblem, u: Any, t: Any) -> Any:
                 f"{given.matrix.shape}."
             )
         return given.matrix
-    return detected(prob.f, u, prob.p, t)
+    return detected(field_of_state(prob.arguments()), u, prob.p, t)
 
 
 def _elements(u: Any) -> np.ndarray:

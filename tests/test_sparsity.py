@@ -292,22 +292,27 @@ def plane(u: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
 @pytest.mark.slow
 def test_a_field_in_a_plane() -> None:
     """Solved with blocks and as a fully implicit equation; the matrices of both are kept."""
-    n = 16
+    n = 15
     u0 = jnp.cos(jnp.arange(1.0 * n)[:, None] * jnp.linspace(0.1, 0.4, n)[None, :])
     prob = dj.ODEProblem(plane, u0, (0.0, 1.0), P, jac_sparsity="detect")
-    implicit = dj.DAEProblem(lambda du, u, p, t: du - plane(u, p, t), 0 * u0, u0, (0.0, 1.0), P)
-    fine = dj.solve(prob, dj.Tsit5(), rtol=1e-9, atol=1e-9, max_steps=20_000).u_end
+    implicit = dj.DAEProblem(
+        lambda du, u, p, t: du - plane(u, p, t), 0 * u0, u0, (0.0, 1.0), P, jac_sparsity="detect"
+    )
+    dj.check_sparsity(implicit)
+    fine = dj.solve(prob, dj.Tsit5(), rtol=1e-7, atol=1e-7).u_end
     for given, alg in ((prob, dj.KenCarp4()), (implicit, dj.DFBDF())):
         sol = dj.solve(given, alg, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(sol.u_end, fine, atol=1e-4)
         assert int(sol.stats.njac) <= 0.5 * (int(sol.stats.naccept) + int(sol.stats.nreject))
 
-    def total(p: jax.Array, sparsity: Any) -> jax.Array:
-        moved = dj.remake(prob, p=p, jac_sparsity=sparsity)
-        return jnp.sum(jnp.sin(dj.solve(moved, dj.TRBDF2(), steps=10).u_end))
+    @jax.jit
+    def total(p: jax.Array) -> jax.Array:
+        moved = dj.remake(implicit, tspan=(0.0, 0.1), p=p)
+        return jnp.sum(jnp.sin(dj.solve(moved, dj.DFBDF(), steps=10).u_end))
 
-    gradients = [jax.grad(total)(P, sparsity) for sparsity in ("detect", None)]
-    np.testing.assert_allclose(*gradients, rtol=1e-9)
+    along = jnp.array([1.0, 0.5, 0.0])
+    difference = (total(P + 1e-5 * along) - total(P - 1e-5 * along)) / 2e-5
+    np.testing.assert_allclose(jax.grad(total)(P) @ along, difference, rtol=1e-7)
 
 
 def test_a_jacobian_from_the_user() -> None:

@@ -78,8 +78,10 @@ class VectorField:
         """What `shifted` makes the residual's derivatives of."""
         if self.field.slope is None:
             return self.value_and_jacobian(t, v)[1]
-        _, of_slope = value_and_jacobian(lambda slope: -self.residual(t, v, slope), slope)
-        _, of_state = value_and_jacobian(lambda v: -self.residual(t, v, slope), v)
+        sparsity = self.field.sparsity
+        find = value_and_jacobian if sparsity is None else sparsity.value_and_jacobian
+        _, of_slope = find(lambda slope: -self.residual(t, v, slope), slope)
+        _, of_state = find(lambda v: -self.residual(t, v, slope), v)
         return of_slope, of_state
 
     def shifted(self, scale: Array, jacobian: Jacobian) -> Matrix:
@@ -90,7 +92,7 @@ class VectorField:
         jacobian = jtu.tree_map(lambda x: x.astype(dtype), jacobian)
         if isinstance(jacobian, tuple):
             of_slope, of_state = jacobian
-            return scale * of_slope + of_state
+            return jtu.tree_map(lambda x, y: scale * x + y, of_slope, of_state)
         return shifted(scale, None if mass is None else mass.astype(dtype), jacobian)
 
     def algebraic(self) -> Bool[Array, " n"] | None:

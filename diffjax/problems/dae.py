@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from .base import Problem, hold, hold_span
 from .parts import Parts, UserFunction
+from .pattern import hold_sparsity
 
 
 class DAEProblem(Problem):
@@ -31,9 +32,11 @@ class DAEProblem(Problem):
     - `p`: parameters, any pytree.
     - `differential_vars`: which variables are differential, a pytree of booleans like `u0` (for one
         array a list will do). By default those whose derivative F depends on at the start.
+    - `jac_sparsity`: where the derivatives of F by u' and by u may have entries, as in
+        `dj.ODEProblem`.
 
-    **Raises:** `TypeError` if `F` is not callable; `ValueError` or `TypeError` for a bad `tspan` or
-    `differential_vars`.
+    **Raises:** `TypeError` if `F` is not callable; `ValueError` or `TypeError` for a bad `tspan`,
+    `differential_vars` or `jac_sparsity`.
 
     !!! example
         ```python
@@ -50,6 +53,7 @@ class DAEProblem(Problem):
     _tspan: Parts | UserFunction
     _p: Parts
     _differential_vars: Any = eqx.field(static=True)
+    _jac_sparsity: Any = eqx.field(static=True)
 
     def __init__(
         self,
@@ -60,6 +64,7 @@ class DAEProblem(Problem):
         p: PyTree = None,
         *,
         differential_vars: PyTree = None,
+        jac_sparsity: Any = None,
     ) -> None:
         if not callable(F):
             raise TypeError(f"F must be a function F(du, u, p, t), got {type(F).__name__}.")
@@ -69,6 +74,7 @@ class DAEProblem(Problem):
         self._tspan = hold_span(tspan)
         self._p = Parts(p)
         self._differential_vars = _flags(differential_vars)
+        self._jac_sparsity = hold_sparsity(jac_sparsity)
 
     @property
     def F(self) -> Callable[[Any, Any, Any, Any], Any]:
@@ -100,6 +106,11 @@ class DAEProblem(Problem):
         """Which elements of the state are differential, counted leaf by leaf; None if not given."""
         return self._differential_vars
 
+    @property
+    def jac_sparsity(self) -> Any:
+        """Where the Jacobians may have entries: a pair, `"detect"`, or a `Pattern`."""
+        return self._jac_sparsity
+
     def arguments(self) -> dict[str, Any]:
         return {
             "F": self.F,
@@ -108,6 +119,7 @@ class DAEProblem(Problem):
             "tspan": self.tspan,
             "p": self.p,
             "differential_vars": self.differential_vars,
+            "jac_sparsity": self.jac_sparsity,
         }
 
 

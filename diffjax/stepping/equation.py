@@ -21,12 +21,13 @@ def trace_equation(
 
     `problem` are the arguments of a problem by name, `p` the `Parts` of its parameters.
     """
+    sparsity = lay_out_sparsity(problem, layout, u, p.value, t)
     if "F" in problem:
         jaxpr, args = trace_residual(problem["F"], layout, u, p, t, direction)
-        return Field(jaxpr, args, slope=jtu.tree_map(jnp.zeros_like, layout.ravel(u)))
+        slope = jtu.tree_map(jnp.zeros_like, layout.ravel(u))
+        return Field(jaxpr, args, slope=slope, sparsity=sparsity)
     jaxpr, args = trace_field(problem["f"], layout, u, p, t, direction)
     mass, jac = problem.get("mass_matrix"), problem.get("jac")
-    sparsity = lay_out_sparsity(problem, layout, u, p.value, t)
     laid_out = None if mass is None else lay_out_mass(mass, layout, sparsity)
     traced = (None, None)
     if jac is not None:

@@ -15,6 +15,9 @@ from ..linear.sparsity import Sparsity, full_band
 from .layout import Layout
 from .trace import hoist
 
+# Of two Jacobians a sum in which no entry is likely to cancel.
+_PART = 0.618
+
 
 def lay_out_matrix(matrix: Array, layout: Layout) -> Float[Array, "m m"]:
     """A matrix, real or complex, that acts on the elements of a user's state leaf by leaf."""
@@ -30,6 +33,16 @@ def lay_out_matrix(matrix: Array, layout: Layout) -> Float[Array, "m m"]:
     to, of = imaginary[:, None], imaginary[None, :]
     crossed = jnp.where(to, 1, -1) * jnp.imag(full)
     return jnp.where(to == of, jnp.real(full), crossed).astype(dtype)
+
+
+def field_of_state(problem: Mapping[str, Any]) -> Callable[[Any, Any, Any], Any]:
+    """A function of the state whose Jacobian has an entry wherever one of the problem has.
+
+    Of F(u', u, p, t) it is a sum of the two, by u' and by u.
+    """
+    if "F" not in problem:
+        return problem["f"]
+    return lambda u, p, t: problem["F"](jtu.tree_map(lambda x: _PART * x, u), u, p, t)
 
 
 def lay_out_sparsity(
@@ -49,7 +62,7 @@ def lay_out_sparsity(
             return Sparsity.of_band(n, *given)
         pattern = full_band(n, *given)
     elif isinstance(given, str):
-        pattern = detected(problem["f"], u, p, t)
+        pattern = detected(field_of_state(problem), u, p, t)
         mass = problem.get("mass_matrix")
         dense_mass = mass is not None and np.ndim(mass) == 2
     else:
