@@ -140,7 +140,7 @@ INPUTS = (jnp.array([1.2, 0.1]), jnp.array([1.5, 0.8]), jnp.diag(jnp.array([2.0,
 @pytest.mark.parametrize("adjoint", [None, dj.ForwardMode()], ids=["tape", "forward"])
 def test_derivatives(adjoint: Any) -> None:
     """Against differences; by the guess of the algebraic variable the derivative is zero."""
-    gradient = jax.grad(lambda i: loss(i, adjoint=adjoint))(INPUTS)
+    gradient = jax.jit(jax.grad(lambda i: loss(i, adjoint=adjoint)))(INPUTS)
     value = jax.jit(loss)
     for i in (0, 1):
         changed = differences(lambda x, i=i: value((*INPUTS[:i], x, *INPUTS[i + 1 :])), INPUTS[i])

@@ -108,15 +108,15 @@ def test_every_derivative_is_that_of_the_steps(dts, checkpoints):
     args = (P, PROBLEM.u0)
     np.testing.assert_allclose(ours(*args), theirs(*args), rtol=1e-12)
     for derivative in (jax.grad, jax.jacfwd):
-        got = derivative(ours, (0, 1))(*args)
-        want = derivative(theirs, (0, 1))(*args)
+        got = jax.jit(derivative(ours, (0, 1)))(*args)
+        want = jax.jit(derivative(theirs, (0, 1)))(*args)
         for g, w in zip(got, want, strict=True):
             np.testing.assert_allclose(g, w, rtol=1e-9, atol=1e-12)
 
 
 def test_second_derivatives(dts):
     got = jax.jit(jax.hessian(lambda p: jnp.sum(solved(p, PROBLEM.u0).u[-1] ** 2)))(P)
-    want = jax.hessian(lambda p: jnp.sum(reference(p, PROBLEM.u0, dts) ** 2))(P)
+    want = jax.jit(jax.hessian(lambda p: jnp.sum(reference(p, PROBLEM.u0, dts) ** 2)))(P)
     np.testing.assert_allclose(got, want, rtol=1e-9)
 
 
@@ -128,11 +128,13 @@ def test_saves_dense_output_and_vmap_agree():
         u = jax.vmap(sol)(SAVES) if options.get("dense") else sol.u
         return jnp.sum(jnp.cos(u))
 
-    rows = [jax.vmap(jax.value_and_grad(lambda p, o=o: loss(p, o)))(ps) for o in OPTIONS]
+    each = [jax.value_and_grad(lambda p, o=o: loss(p, o)) for o in OPTIONS]
+    rows = [jax.jit(jax.vmap(f))(ps) for f in each]
     for value, gradient in rows[1:]:
         np.testing.assert_allclose(value, rows[0][0], rtol=1e-12)
         np.testing.assert_allclose(gradient, rows[0][1], rtol=1e-9)
-    alone = [jax.value_and_grad(lambda p: loss(p, OPTIONS[0]))(p) for p in ps]
+    single = jax.jit(each[0])
+    alone = [single(p) for p in ps]
     for k, (value, gradient) in enumerate(alone):
         np.testing.assert_allclose(value, rows[0][0][k], rtol=1e-12)
         np.testing.assert_allclose(gradient, rows[0][1][k], rtol=1e-9)
