@@ -11,7 +11,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .algorithms.base import Algorithm
+from .algorithms.base import Algorithm, Memory
 from .algorithms.implicit import derivative
 from .checks import SPAN_SLACK
 from .noise.driving import noise_of_solve, own_noise
@@ -29,7 +29,7 @@ from .stepping.plan import Inputs, Plan, Settings
 from .stepping.status import ReturnCode
 from .stepping.tape import Tape
 from .stepping.trace import trace_diffusion, trace_saving
-from .stepping.trees import chosen
+from .stepping.trees import chosen, where
 from .stepping.varying import mesh_axes, vary_over
 
 
@@ -203,7 +203,7 @@ class Ready(NamedTuple):
             "n": n,
             "stats": self._stats(outcome),
             "retcode": outcome.status,
-            "final": self._final(outcome, t_end, u_end),
+            "final": self._final(outcome, t_end, u_end, turn),
         }
         if options.estimates:
             assert isinstance(outcome.tape, Tape)
@@ -268,9 +268,12 @@ class Ready(NamedTuple):
         rows = [_nan_unless(filled.reshape((-1,) + (1,) * (x.ndim - 1)), x) for x in rows]
         return t * self.times.direction, self._rows(rows), n
 
-    def _final(self, outcome: Outcome, t_end: Array, u_end: PyTree) -> dict[str, Any]:
+    def _final(self, outcome: Outcome, t_end: Array, u_end: PyTree, turn: Any) -> dict[str, Any]:
         dt, control = (None, None) if outcome.final is None else outcome.final
-        return {"t": t_end, "u": u_end, "dt": dt, "control": control}
+        memory = outcome.memory if jtu.tree_leaves(outcome.memory) else None
+        turn = jnp.asarray(turn, self.inputs.t0.dtype)
+        final = {"t": t_end, "u": u_end, "dt": dt, "control": control}
+        return {**final, "memory": memory, "direction": turn}
 
     def _stats(self, outcome: Outcome) -> dict[str, Array]:
         alg, attempts = self.plan.alg, outcome.naccept + outcome.nreject
@@ -404,6 +407,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         differential = _differential(given, layout)
         start = consistent_start(plan, inputs, settings, options.initialize, differential)
         inputs = start.inputs
+    inputs = inputs._replace(past=_past(arguments.resume, plan, inputs, times.direction))
     traced_saves = times.span is None or not isinstance(arguments.saveat, float | None)
     # A stochastic solve has no derivative by its save times.
     traced_saves = traced_saves and not arguments.problem.stochastic
@@ -417,6 +421,21 @@ def _with_saves(stops: Array | None, saves: Array | None, t1: Array) -> Array | 
     both = jnp.sort(saves if stops is None else jnp.concatenate([stops, saves]))
     again = jnp.concatenate([jnp.zeros(1, bool), both[1:] == both[:-1]])
     return jnp.sort(jnp.where(again, t1, both))
+
+
+def _past(resume: PyTree, plan: Plan, inputs: Inputs, direction: Any) -> Memory | None:
+    """What the solve that is resumed remembers; None for a method that remembers something else.
+
+    Of a solve in the other direction of time nothing is taken over.
+    """
+    if resume is None or resume["memory"] is None:
+        return None
+    given, none = resume["memory"], inputs._replace(past=None)
+    fresh = plan.first_memory(none).lasting
+    alike = jtu.tree_structure(fresh) == jtu.tree_structure(given)
+    if not alike or jax.eval_shape(lambda: fresh) != jax.eval_shape(lambda: given):
+        return None
+    return where(resume["direction"] == direction, given, fresh)
 
 
 def _initial_slope(

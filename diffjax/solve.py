@@ -105,7 +105,9 @@ def solve(
         return code is `initial_failed`. Derivatives pass through.
     - `adjoint`: how the solve is differentiated, by default `dj.DiscreteAdjoint()`, of a steady
         state `dj.SteadyStateAdjoint()`.
-    - `resume`: the `final` of an earlier solution, to go on from where it ended.
+    - `resume`: the `final` of an earlier solution, to go on from where it ended: with its step
+        size, the controller's memory and, of the same method in the same direction, the past
+        values, the order or the side of a switch.
     - `progress`: show a progress bar.
     - `key`: what random numbers are drawn from, for example `jax.random.key(0)`. Adaptive steps see
         the same path at any tolerance.

@@ -402,3 +402,57 @@ def test_save_times_of_a_stochastic_solve_that_rounding_keeps_off_its_steps() ->
     sol = dj.solve(prob, dj.SOSRI(), steps=58, saveat=times, key=jax.random.key(0))
     assert int(sol.stats.naccept) == 58
     assert sol.u.shape == (30, 2)
+
+
+def relaxing(u: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
+    return jnp.stack([-p * (u[0] - jnp.cos(t)), u[0] - u[1] ** 3])
+
+
+def relaxing_residual(du: jax.Array, u: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
+    return du - relaxing(u, p, t)
+
+
+@pytest.mark.parametrize(
+    "alg",
+    [dj.FBDF(), dj.DFBDF(), dj.AutoTsit5(dj.Rodas5P())],
+    ids=lambda alg: alg.name,
+)
+def test_resuming_goes_on_with_what_was_remembered(alg: dj.Algorithm) -> None:
+    """Past values, order and the side of a switch: no start anew, which costs a dozen steps, and
+    the derivative of the whole."""
+    u0, options = jnp.asarray([2.0, 0.5]), {"rtol": 1e-6, "atol": 1e-8}
+
+    def problem(p: jax.Array) -> dj.ODEProblem | dj.DAEProblem:
+        if isinstance(alg, dj.DFBDF):
+            du0 = relaxing(u0, p, jnp.asarray(0.0))
+            return dj.DAEProblem(relaxing_residual, du0, u0, (0.0, 6.0), p)
+        return dj.ODEProblem(relaxing, u0, (0.0, 6.0), p)
+
+    def halves(p: jax.Array) -> tuple[jax.Array, Any]:
+        first = dj.solve(problem(p), alg, tspan=(0.0, 3.0), **options)
+        second = dj.solve(problem(p), alg, resume=first.final, **options)
+        return second.u_end, (first.stats, second.stats)
+
+    def whole(p: jax.Array) -> tuple[jax.Array, Any]:
+        sol = dj.solve(problem(p), alg, tstops=[3.0], **options)
+        return sol.u_end, sol.stats
+
+    p = jnp.asarray(5000.0)
+    end, (first, second) = jax.jit(halves)(p)
+    wanted, stats = jax.jit(whole)(p)
+    close(end, wanted, 1e-9)
+    assert abs(int(first.naccept + second.naccept - stats.naccept)) <= 2
+    assert second.nfactor > 0
+    assert second.nf < 300
+    if isinstance(alg, dj.FBDF):
+        gradients = [jax.jit(jax.grad(lambda p, f=f: f(p)[0][1]))(p) for f in (halves, whole)]
+        close(gradients[0] / gradients[1], 1.0, 1e-6)
+
+
+def test_resuming_by_another_method_or_backwards_starts_anew() -> None:
+    """What is remembered is of one method and one direction of time."""
+    prob = dj.ODEProblem(lambda u, p, t: -u, jnp.asarray(1.0), (0.0, 1.0))
+    final = dj.solve(prob, dj.FBDF(), rtol=1e-6, atol=1e-8).final
+    for alg, end in ((dj.QNDF(), 2.0), (dj.FBDF(), 0.5)):
+        resumed = dj.solve(prob, alg, tspan=(0.0, end), resume=final, rtol=1e-6, atol=1e-8)
+        close(resumed.u_end, np.exp(-end), 1e-5)

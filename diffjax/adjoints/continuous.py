@@ -449,6 +449,13 @@ class ContinuousAdjoint(AdjointByLane):
                 "give saveat the times that you need."
             )
 
+        if "past" in tangent.names or jtu.tree_leaves(given.history):
+            raise ValueError(
+                f"{type(self).__name__} cannot differentiate by what a multistep method remembers, "
+                "which resume= hands on: the adjoint equation knows the state alone; use "
+                "adjoint=dj.DiscreteAdjoint()."
+            )
+
         if "mass" in tangent.names:
             raise ValueError(
                 f"{type(self).__name__} cannot differentiate by the mass matrix; "

@@ -130,7 +130,7 @@ class Steps:
 
     def first_history(self, inputs: Inputs) -> PyTree:
         """What is remembered of the time before the solve."""
-        return self.plan.alg.init(self.plan.field(inputs), inputs.t0, inputs.u0).history
+        return self.plan.first_memory(inputs).history
 
     def schedule(self, start: Point, inputs: Inputs, row: Row) -> tuple[Array, Array, Array]:
         if not self.times:
@@ -195,6 +195,7 @@ _GROUPS = {
     "slope": "step",
     "diffusion": "step",
     "noise": "step",
+    "past": "step",
     "t0": "step",
     "t1": "step",
     "stops": "step",

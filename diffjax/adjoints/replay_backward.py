@@ -92,7 +92,7 @@ class Retreat:
         record, given = self.residuals.record, self.cotangents
         _, *rows = of_record(record)
         like = self.lanes(lambda rows: jtu.tree_map(lambda x: x[0], rows), True)(rows)
-        u, history = given_or_zero(given.u_end, like[0]), jtu.tree_map(jnp.zeros_like, like[1])
+        u, history = given_or_zero(given.u_end, like[0]), given_or_zero(given.history, like[1])
         t = None
         if self.steps.times:
             t = jnp.zeros(self._lane_shape(), self.inputs.t0.dtype)
@@ -386,6 +386,8 @@ class Retreat:
 def given_or_zero(cotangents: PyTree, like: PyTree) -> PyTree:
     """Cotangents with zeros for those that are known to be zero."""
     leaves, structure = jtu.tree_flatten(like)
+    if not leaves:
+        return like
     given = jtu.tree_leaves(cotangents, is_leaf=lambda x: x is None)
     given = given if given else [None] * len(leaves)
     filled = [jnp.zeros_like(x) if g is None else g for x, g in zip(leaves, given, strict=True)]

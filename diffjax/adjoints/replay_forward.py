@@ -160,7 +160,8 @@ class _Forward:
         if t_end is None:
             t_end = jnp.zeros_like(self.inputs.t0)
         rows = reached(carry.rows, self.residuals.saved)
-        return Smooth(rows, carry.point.u, t_end, carry.tape_t, carry.tape_u, carry.tape_history)
+        point, tape = carry.point, (carry.tape_t, carry.tape_u, carry.tape_history)
+        return Smooth(rows, point.u, t_end, *tape, point.history)
 
 
 def _mark(carry: _Carry, number: Array) -> _Carry:

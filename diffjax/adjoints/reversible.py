@@ -106,7 +106,8 @@ class ReversibleAdjoint(Adjoint):
         if self.checkpoints is not None:
             every = segment_length(plan, self.checkpoints)
             plan = dataclasses.replace(plan, alg=dataclasses.replace(plan.alg, every=every))
-        return _solve(plan, inputs, settings, Keep(states=False))
+        # What is resumed starts anew, with z = y.
+        return _solve(plan, inputs, settings, Keep(states=False))._replace(memory=None)
 
 
 def _solve(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep) -> Outcome:
@@ -132,7 +133,6 @@ def _solve(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep) -> Outcom
             tape=plan.controller is not None,
             states=False,
             landings=times or keep.landings,
-            memory=True,
             every=alg.every,
         )
         outcome = _solve(plan, jtu.tree_unflatten(structure, leaves), settings, kept)
@@ -169,9 +169,7 @@ def _seen(outcome: Outcome, keep: Keep) -> Outcome:
     tape = outcome.tape if keep.tape else None
     if isinstance(tape, Tape) and not keep.landings:
         tape = tape._replace(landed=None)
-    memory = outcome.memory if keep.memory else None
-    states = outcome.states if keep.every else None
-    return outcome._replace(tape=tape, memory=memory, states=states)
+    return outcome._replace(tape=tape, states=outcome.states if keep.every else None)
 
 
 def _split(outcome: Outcome) -> tuple[ReversibleSmooth, Outcome]:

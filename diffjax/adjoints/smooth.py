@@ -16,7 +16,8 @@ from ..stepping.varying import mesh_axes
 
 
 class Smooth(NamedTuple):
-    """The part of an outcome that carries a derivative."""
+    """The part of an outcome that carries a derivative; `history` is what is remembered at the
+    end."""
 
     rows: list[Array] | None
     u_end: PyTree
@@ -24,6 +25,7 @@ class Smooth(NamedTuple):
     tape_t: Array | None
     tape_u: PyTree
     tape_history: PyTree
+    history: PyTree
 
 
 def names_of(inputs: Inputs) -> list[str]:
@@ -106,8 +108,11 @@ def split(outcome: Outcome) -> tuple[Smooth, Outcome]:
         if t is not None:
             cleared["t"] = None
         tape = tape._replace(carry=carry._replace(**cleared))
-    smooth = Smooth(outcome.rows, outcome.u_end, outcome.t_end, t, u, history)
-    return smooth, outcome._replace(rows=None, u_end=None, t_end=None, tape=tape)
+    memory = outcome.memory
+    last = None if memory is None else memory.history
+    smooth = Smooth(outcome.rows, outcome.u_end, outcome.t_end, t, u, history, last)
+    memory = None if memory is None else memory._replace(history=None)
+    return smooth, outcome._replace(rows=None, u_end=None, t_end=None, tape=tape, memory=memory)
 
 
 def join(smooth: Smooth, rest: Outcome) -> Outcome:
@@ -122,4 +127,7 @@ def join(smooth: Smooth, rest: Outcome) -> Outcome:
         if smooth.tape_t is not None:
             fields["t"] = smooth.tape_t
         tape = tape._replace(carry=tape.carry._replace(**fields))
-    return rest._replace(rows=smooth.rows, u_end=smooth.u_end, t_end=smooth.t_end, tape=tape)
+    memory = rest.memory
+    memory = None if memory is None else memory._replace(history=smooth.history)
+    rest = rest._replace(rows=smooth.rows, u_end=smooth.u_end, t_end=smooth.t_end)
+    return rest._replace(tape=tape, memory=memory)

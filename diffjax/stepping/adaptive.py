@@ -94,7 +94,7 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
             t_low=jnp.zeros((), dtype) if jnp.finfo(dtype).bits < 64 else None,
             u=inputs.u0,
             dt=jnp.where(finite, jax.lax.stop_gradient(dt).astype(dtype), jnp.nan),
-            memory=self.alg.init(self.field, t0, inputs.u0),
+            memory=plan.first_memory(inputs),
             control=control,
             naccept=jnp.zeros((), jnp.int32),
             nreject=jnp.zeros((), jnp.int32),

@@ -195,8 +195,7 @@ class ByStepsDriver:
         saving = loop.saving
         rows, saved = (None, None) if saving is None else (saving.rows, saving.saved)
         outcome = outcome_of(self.stepper, loop.carry, rows, tape, loop.ndense, saved)
-        outcome = outcome._replace(states=loop.states)
-        return outcome._replace(memory=loop.carry.memory.lasting) if self.keep.memory else outcome
+        return outcome._replace(states=loop.states)
 
 
 def by_steps(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, *, many: bool) -> Outcome:

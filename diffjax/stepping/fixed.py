@@ -53,7 +53,7 @@ class FixedStepper(Stepper[FixedState]):
         return FixedState(
             done=jnp.zeros((), jnp.int32),
             u=inputs.u0,
-            memory=self.alg.init(self.field, inputs.t0, inputs.u0),
+            memory=self.plan.first_memory(inputs),
             iterations=self.no_iterations(),
         )
 

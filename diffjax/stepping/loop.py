@@ -28,7 +28,7 @@ def drive(
     """Solve by the driver that suits one trajectory, or many under `vmap`; a plain loop."""
     if keep.segments is not None:
         return by_segments(plan, inputs, settings, keep, many=many)
-    if keep.tape or keep.memory or (many and inputs.saves is not None):
+    if keep.tape or keep.every is not None or (many and inputs.saves is not None):
         return by_steps(plan, inputs, settings, keep, many=many)
     if inputs.saves is None:
         return plain(plan, inputs, settings, many=many)

@@ -33,7 +33,6 @@ class Keep:
     - `segments`: the loop's state at the start of each of this many segments.
     - `every`: the state, and the history beside it, at the start of every so-many-th step.
     - `landings`: which steps were cut to end on a given time.
-    - `memory`: the lasting part of what the algorithm remembers at the end.
     """
 
     tape: bool = False
@@ -41,7 +40,6 @@ class Keep:
     segments: int | None = None
     every: int | None = None
     landings: bool = False
-    memory: bool = False
 
 
 class Outcome(NamedTuple):
@@ -51,7 +49,7 @@ class Outcome(NamedTuple):
     - `tape`: the accepted steps, if asked for.
     - `final`: the next step's size and the controller's memory; None for fixed steps.
     - `saved`: how many save times were reached.
-    - `memory`: the lasting part of what the algorithm remembers at the end, if asked for.
+    - `memory`: the lasting part of what the algorithm remembers at the end.
     - `states`: rows of states, and of the history beside them, if asked for.
     - `work`: what was done beside steps that all cost the same, by name of the statistic.
     """
@@ -152,6 +150,7 @@ def outcome_of(
         nreject=counts.nreject,
         ndense=jnp.asarray(ndense, jnp.int32),
         saved=saved,
+        memory=carry.memory.lasting,
         work=_counted(stepper, carry),
     )
     # So that all drivers give back the same types inside `shard_map`, of constant counts too.

@@ -13,7 +13,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ..algorithms.base import Algorithm, Field, State, evaluate
+from ..algorithms.base import Algorithm, Field, Memory, State, evaluate
 from ..algorithms.field import Diffusion
 from ..linear.sparsity import Sparsity
 from ..noise.base import NoiseProcess
@@ -26,7 +26,8 @@ class Inputs(NamedTuple):
 
     `args` are the vector field's closed-over arrays and parameters, `save_args` those of
     `save_fn`; `saves` the times at which to save and `stops` those to step on, both sorted; `mass`,
-    `jac_args` and `slope` those of `Field`; `diffusion` the arguments of g, `noise` what W is.
+    `jac_args` and `slope` those of `Field`; `diffusion` the arguments of g, `noise` what W is;
+    `past` what a solve that goes on remembers, None for one that begins.
     """
 
     u0: State
@@ -41,6 +42,7 @@ class Inputs(NamedTuple):
     slope: State | None = None
     diffusion: tuple[Array, ...] | None = None
     noise: NoiseProcess | None = None
+    past: Memory | None = None
 
 
 class Settings(NamedTuple):
@@ -116,6 +118,13 @@ class Plan:
             self.alg.need(inputs.noise.dim),
             inputs.noise,
         )
+
+    def first_memory(self, inputs: Inputs) -> Memory:
+        """What the first step remembers."""
+        field, past = self.field(inputs), inputs.past
+        if past is None:
+            return self.alg.init(field, inputs.t0, inputs.u0)
+        return self.alg.recall(field, inputs.t0, inputs.u0, past)
 
     @property
     def small(self) -> bool:
