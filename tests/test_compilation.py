@@ -50,6 +50,57 @@ def test_the_field_is_traced_once(alg: dj.Algorithm, options: dict[str, Any]) ->
     assert f.traces == 1
 
 
+def test_only_the_programs_that_run_are_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step is traced once for a solve with saves. Under a derivative neither the solve without a
+    tape is traced nor, under `vmap`, that of one trajectory: what is left is a step that writes the
+    tape and one that is pulled back."""
+    traced = 0
+    kind = type(dj.Tsit5())
+    step = kind.step
+
+    def counted(*args: Any) -> Any:
+        nonlocal traced
+        traced += 1
+        return step(*args)
+
+    monkeypatch.setattr(kind, "step", counted)
+
+    def loss(p: jax.Array) -> jax.Array:
+        return jnp.sum(run(p, saveat=0.7).u)
+
+    for function, given, wanted in (
+        (loss, P, 1),
+        (jax.grad(loss), P, 2),
+        (jax.vmap(jax.grad(loss)), jnp.stack([P, P]), 2),
+    ):
+        traced = 0
+        jax.jit(function).lower(given)
+        assert traced == wanted
+
+
+def test_tall_matrices_have_wide_cotangents() -> None:
+    """A weight that lanes share, (many, few), has its cotangents summed over the lanes by products
+    of the transposed shape, of which XLA's CPU backend is faster."""
+    first = jnp.sin(jnp.arange(100.0)).reshape(2, 50)
+    weight, start = jnp.cos(jnp.arange(100.0)).reshape(50, 2) / 8, jnp.linspace(0.1, 0.8, 16)
+
+    def loss(w: jax.Array) -> jax.Array:
+        def end(x: jax.Array) -> jax.Array:
+            u0 = jnp.stack([x, -x])
+            prob = dj.ODEProblem(lambda u, w, t: jnp.tanh(u @ first) @ w, u0, (0.0, 1.0), w)
+            return dj.solve(prob, dj.Tsit5(), rtol=1e-9, atol=1e-9, max_steps=64).u
+
+        return jnp.sum(jax.vmap(end)(start))
+
+    compiled = jax.jit(jax.grad(loss)).lower(weight).compile()
+    products = re.findall(r"= f64\[([\d,]+)\]\S* dot\(", compiled.as_text())
+    assert "2,50" in products
+    assert "50,2" not in products
+    step = 1e-5 * jnp.ones((50, 2))
+    slope = (loss(weight + step) - loss(weight - step)) / 2e-5
+    np.testing.assert_allclose(jnp.sum(compiled(weight)), slope, rtol=1e-7)
+
+
 @pytest.mark.slow
 def test_the_field_is_traced_once_under_transformations() -> None:
     """A gradient and a vmap replay what was traced."""

@@ -26,6 +26,8 @@ METHODS = {
     "Kvaerno5, Newton": {"solver": "Kvaerno5", "root_finder": "Newton"},
     "Kvaerno4, Chord": {"solver": "Kvaerno4", "root_finder": "Chord"},
 }
+# Backwards through `Kvaerno5` with `Chord` its gradient is NaN here, with any number of steps.
+DIFFERENTIABLE = ("Kvaerno5, Newton", "Kvaerno4, Chord")
 CONTROLLERS = ("I", "PI(0.3,0.4)")
 # Where a sweep meets a tolerance that a contender gets stuck at, it must end.
 FORWARD = {"adjoint": "forward", "max_steps": 20_000}
@@ -125,8 +127,11 @@ def rober_grad() -> Case:
     def make(solve: Solve) -> Maker:
         return jit_maker(gradient(solve, robertson.loss), (robertson.P, robertson.U0))
 
-    chord = METHODS["Kvaerno5, Chord"]
-    settings = {name: {**chord, **adjoint} for name, adjoint in REVERSE.items()}
+    settings = {
+        f"{method}, {adjoint}": {**METHODS[method], **REVERSE[adjoint]}
+        for method in DIFFERENTIABLE
+        for adjoint in REVERSE
+    }
     peers = _peers(robertson, make, settings, wanted=5.0)
     error = relative_error(robertson.reference_gradient)
     return Case("rober_grad", robertson.TOL, make(_ours(robertson, MAX_STEPS)), peers, error)

@@ -77,11 +77,10 @@ class Spare(NamedTuple):
 
     @staticmethod
     def of(tape: Tape) -> "Spare":
-        k = jnp.argmax(tape.dt != 0)
         # Of a lane without any accepted row nothing is known.
-        dt = jnp.where(tape.dt[k] != 0, tape.dt[k], 1)
-        u, past = jtu.tree_map(lambda x: x[k], (tape.u, tape.past))
-        return Spare(tape.t[k], tape.t[k + 1], dt, u, past)
+        dt = jnp.where(tape.dt[0] != 0, tape.dt[0], 1)
+        u, past = jtu.tree_map(lambda x: x[0], (tape.u, tape.past))
+        return Spare(tape.t[0], tape.t[1], dt, u, past)
 
 
 def read(tape: Tape, k: Array, first: Array, spare: Spare) -> Row:

@@ -40,6 +40,7 @@ from .replay import (
     read,
 )
 from .smooth import Smooth
+from .turned import is_tall, turn, with_turned
 
 
 class _Carry(NamedTuple):
@@ -77,12 +78,27 @@ class Retreat:
         self.flags = flags[:count]
         self.residuals: Residuals = jtu.tree_unflatten(replay.residual_structure, residuals)
         self.leaves = self.residuals.leaves
+        self._turn()
         self.inputs: Inputs = jtu.tree_unflatten(self.moving.structure, self.leaves)
         # Flags in the fields of `Inputs` in place of arrays.
         self.input_flags: Any = jtu.tree_unflatten(self.moving.structure, self.flags)
         self.primals = [self.leaves[i] for i in self.moving.which]
         self.primal_flags = [self.flags[i] for i in self.moving.which]
         self.cotangents: Smooth = jtu.tree_unflatten(replay.smooth_structure, cotangents)
+
+    def _turn(self) -> None:
+        """Turn the tall matrices that have a cotangent and that all lanes share."""
+        self.turned = [
+            i
+            for i, name in zip(self.moving.which, self.moving.names, strict=True)
+            if name == "args" and not any(self.flags[i]) and is_tall(self.leaves[i])
+        ]
+        inputs: Inputs = jtu.tree_unflatten(self.moving.structure, range(len(self.leaves)))
+        which = [k for k, i in enumerate(inputs.args) if i in self.turned]
+        args = [self.leaves[i] for i in inputs.args]
+        plan = with_turned(self.steps.plan, args, which)
+        self.steps = dataclasses.replace(self.steps, plan=plan)
+        self.leaves = turn(self.leaves, self.turned)
 
     def _group(self, group: str) -> tuple[list[Array], list[Any]]:
         """Primals of a group of moving leaves, and their flags."""
@@ -288,9 +304,11 @@ class Retreat:
 
     def _by(self, alg: Algorithm) -> "Retreat":
         """The same retreat over steps of another algorithm."""
-        other, plan = copy(self), dataclasses.replace(self.replay.plan, alg=alg)
-        other.replay = dataclasses.replace(self.replay, plan=plan)
-        other.steps = dataclasses.replace(self.steps, plan=plan)
+        other = copy(self)
+        for part in ("replay", "steps"):
+            of = getattr(self, part)
+            plan = dataclasses.replace(of.plan, alg=alg)
+            setattr(other, part, dataclasses.replace(of, plan=plan))
         return other
 
     def initial_saves(self, carry: _Carry) -> _Carry:
@@ -370,6 +388,8 @@ class Retreat:
         for group, values in (("step", carry.for_step), ("save", carry.for_save)):
             for i, value in zip(moving.positions(group), values, strict=True):
                 out[i] = self._reduced(value, self.primal_flags[i], self.out_flags[i])
+                if moving.which[i] in self.turned:
+                    out[i] = out[i].T
         states = jtu.tree_leaves(carry.point.u)
         for i, name in enumerate(moving.names):
             want = self.out_flags[i]

@@ -179,7 +179,7 @@ class _Retrace(Retreat):
             inputs = self.moving.place(leaves, "step", moving)
             t, dt, end = self.steps.schedule(Point(None, t), inputs, row)
             # A step of length zero where there is none: finite, and then thrown away.
-            return self.replay.plan.field(inputs), t, jnp.where(row.active, dt, 0), end
+            return self.steps.plan.field(inputs), t, jnp.where(row.active, dt, 0), end
 
         def back(y: PyTree, *at: Any) -> PyTree:
             field, t, dt, _ = scheduled(*at)

@@ -48,8 +48,8 @@ class _BySteps(NamedTuple):
 class ByStepsDriver:
     """One loop over steps; saves and tape rows are written as steps are accepted.
 
-    Tape rows are numbered by accepted step (`compact`), or by attempt. Of many lanes the attempt
-    has the same number in every lane: an unbatched index makes the write cheap under `vmap`.
+    Rows are numbered by accepted step, so that going back over them takes as many iterations as
+    some lane has accepted steps, not as many as it has attempted.
     """
 
     def __init__(
@@ -60,11 +60,10 @@ class ByStepsDriver:
         keep: Keep,
         *,
         many: bool,
-        compact: bool = False,
         limit: Array | None = None,
     ) -> None:
         self.inputs, self.settings, self.keep = inputs, settings, keep
-        self.many, self.compact = many, compact
+        self.many = many
         self.stepper = make_stepper(plan, inputs, settings, limit)
         self.saver = Saver(plan, inputs, self.stepper)
 
@@ -123,10 +122,7 @@ class ByStepsDriver:
         carry, record = stepper.attempt(loop.carry, masked=True)
         tape = loop.tape
         if tape is not None:
-            number = loop.iteration
-            if self.compact:
-                number = loop.carry.steps - loop.first_step
-            tape = tape.write(number, record)
+            tape = tape.write(loop.carry.steps - loop.first_step, record)
         loop = loop._replace(carry=carry, tape=tape, states=states, iteration=loop.iteration + 1)
         return loop if loop.saving is None else self._save(loop, loop.saving, record)
 
@@ -188,8 +184,7 @@ class ByStepsDriver:
     def close(self, loop: _BySteps) -> Tape:
         """The tape, with the point at which the loop has ended."""
         assert loop.tape is not None
-        used = loop.carry.steps - loop.first_step if self.compact else loop.iteration
-        return loop.tape.close(used, self.stepper, loop.carry)
+        return loop.tape.close(loop.carry.steps - loop.first_step, self.stepper, loop.carry)
 
     def finish(self, loop: _BySteps, tape: Tape | Snapshots | None) -> Outcome:
         saving = loop.saving
@@ -198,18 +193,19 @@ class ByStepsDriver:
         return outcome._replace(states=loop.states)
 
 
-def by_steps(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, *, many: bool) -> Outcome:
+def by_steps(
+    plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, *, many: bool, idle: bool
+) -> Outcome:
     """One loop over steps, with or without a tape of them."""
-    compact = not many or plan.every_step
-    driver = ByStepsDriver(plan, inputs, settings, keep, many=many, compact=compact)
+    driver = ByStepsDriver(plan, inputs, settings, keep, many=many)
     length = plan.fixed_steps or plan.max_steps
     loop = driver.start(driver.stepper.init(), length if keep.tape else None, saving=True)
-    loop = driver.run(loop)
+    loop = loop if idle else driver.run(loop)
     return driver.finish(loop, driver.close(loop) if keep.tape else None)
 
 
 def by_segments(
-    plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, *, many: bool
+    plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, *, many: bool, idle: bool
 ) -> Outcome:
     """One loop over steps that keeps the loop's state every so many steps, not every step."""
     driver = ByStepsDriver(plan, inputs, settings, keep, many=many)
@@ -225,9 +221,10 @@ def by_segments(
         snapshots = snapshots.write(loop.iteration // length, _lasting(loop.carry))
         return driver.run(loop, length), snapshots
 
-    loop, snapshots = jax.lax.while_loop(
-        lambda state: driver.active(state[0]), segment, (loop, snapshots)
-    )
+    if not idle:
+        loop, snapshots = jax.lax.while_loop(
+            lambda state: driver.active(state[0]), segment, (loop, snapshots)
+        )
     used = -(-loop.iteration // length)
     snapshots = snapshots.write(used, _lasting(loop.carry))
     return driver.finish(loop, snapshots._replace(used=used))
@@ -242,8 +239,6 @@ def retape_segment(
     # few attempts more or less.
     adaptive = plan.controller is not None
     limit = end.t if adaptive else None
-    # Rows by attempt whether many or one: where a tangent is batched and its value is not, one
-    # comes from each, and their rows must be the same.
     driver = ByStepsDriver(plan, inputs, settings, keep, many=many, limit=limit)
     stepper = driver.stepper
     assert keep.segments is not None

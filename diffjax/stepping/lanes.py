@@ -19,8 +19,10 @@ from jaxtyping import Array, Bool, PyTree
 
 from ..linear.native import NATIVE_ON, marked_call
 from .levels import Lanes, Level
+from .program import Program, inner_jaxprs
 from .reversible import pull_back
 from .trees import replaced
+from .varying import mesh_axes
 
 # Operations that XLA's emitter of whole functions can compile. `cond` is not among them: a branch
 # that ignores an operand stops the emitter. Nor are matrix products, which it may hand to a
@@ -42,11 +44,17 @@ _NATIVE_MAX_SIZE = 256
 
 
 def one_or_many(
-    single: Callable[..., PyTree], many: Callable[..., PyTree], *args: PyTree, native: bool
+    single: Callable[..., PyTree],
+    many: Callable[..., PyTree],
+    *args: PyTree,
+    native: bool,
+    like: Callable[..., PyTree] | None = None,
 ) -> PyTree:
     """`single(*args)`, or under a `vmap` the `vmap` of `many`.
 
     With `native`, `single` is compiled as one function on a CPU if all that it does can be.
+    `like(*args)`, if given, has results of the same types and is quickly traced; then `single` is
+    traced only where it is used.
 
     Both must compute the same from their arguments alone and close over no tracer. `many` must
     not be confused by lanes that have ended.
@@ -56,10 +64,15 @@ def one_or_many(
     def flat(fn: Callable[..., PyTree]) -> Callable[..., list[Array]]:
         return lambda *xs: jtu.tree_leaves(fn(*jtu.tree_unflatten(structure, xs)))
 
+    # Inside `shard_map` what is traced later would not know of the mesh.
+    first = single if like is None or mesh_axes(leaves) else like
     traced, shape = jax.make_jaxpr(
-        lambda *xs: single(*jtu.tree_unflatten(structure, xs)), return_shape=True
+        lambda *xs: first(*jtu.tree_unflatten(structure, xs)), return_shape=True
     )(*leaves)
-    out = lane_p.bind(*leaves, single=traced, many=flat(many), native=native, tangent=None)
+    program = Program(flat(single), traced.in_avals, traced.out_avals)
+    if first is single:
+        program.closed = traced
+    out = lane_p.bind(*leaves, single=program, many=flat(many), native=native, tangent=None)
     return jtu.tree_unflatten(jtu.tree_structure(shape), out)
 
 
@@ -75,7 +88,7 @@ def is_native(jaxpr: Any, max_size: int | None = None) -> bool:
             return False
         if max_size is not None and any(v.aval.size > max_size for v in eqn.outvars):
             return False
-        if not all(is_native(inner, max_size) for inner in jex.jaxprs_in_params(eqn.params)):
+        if not all(is_native(inner, max_size) for inner in inner_jaxprs(eqn)):
             return False
     return True
 
@@ -132,15 +145,15 @@ class _Tangent:
 
 
 def _apply(*args: Array, single: Any, many: Any, native: bool, tangent: Any) -> list[Array]:
-    return jex.jaxpr_as_fun(single)(*args)
+    return single(*args)
 
 
 def _lower_cpu(ctx: Any, *args: Any, single: Any, native: bool, **others: Any) -> Any:
     """Lower to one call that XLA compiles as one function, where it can."""
-    if not (NATIVE_ON and native and _at_top(ctx) and is_native(single.jaxpr)):
+    if not (NATIVE_ON and native and _at_top(ctx) and is_native(single.closed.jaxpr)):
         return _lower(ctx, *args, single=single, native=native, **others)
 
-    out = marked_call(jex.jaxpr_as_fun(single), ctx, *args)
+    out = marked_call(single, ctx, *args)
     return out[: len(single.out_avals)]
 
 
@@ -157,9 +170,14 @@ def _batch(
     size = next(x.shape[d] for x, d, m in zip(args, dims, mapped, strict=True) if m)
     args = [jnp.moveaxis(x, d, 0) if m else x for x, d, m in zip(args, dims, mapped, strict=True)]
     lanes = jax.vmap(many, in_axes=tuple(0 if m else None for m in mapped), axis_size=size)
+    if mesh_axes(args):
+        program = Program.of(lanes, *args)
+    else:
+        out_avals = [aval.update(shape=(size, *aval.shape)) for aval in single.out_avals]
+        program = Program(lanes, map(jax.typeof, args), out_avals)
     out = lane_p.bind(
         *args,
-        single=jax.make_jaxpr(lanes)(*args),
+        single=program,
         many=lanes,
         native=False,
         tangent=None if tangent is None else tangent.within(size, mapped),
@@ -188,7 +206,7 @@ def _jvp(primals: Any, tangents: Any, *, single: Any, many: Any, native: bool, t
     args = [*primals, *(tangents[i] for i in moving)]
     smooth = lane_p.bind(
         *args,
-        single=jax.make_jaxpr(tangents_of(jex.jaxpr_as_fun(single)))(*args),
+        single=Program.of(tangents_of(single), *args),
         many=tangents_of(many),
         native=native,
         tangent=_Tangent(many, single.in_avals, moving),

@@ -15,24 +15,33 @@ from .tape import Tape
 from .varying import vary_alike
 
 
-def plain(plan: Plan, inputs: Inputs, settings: Settings, *, many: bool) -> Outcome:
+def plain(plan: Plan, inputs: Inputs, settings: Settings, *, many: bool, idle: bool) -> Outcome:
     """Only the final state: the smallest loop there is."""
     stepper = make_stepper(plan, inputs, settings)
     carry = vary_alike((stepper.init(), inputs, settings))[0]
-    return outcome_of(stepper, step_to_end(stepper, carry, many=many))
+    return outcome_of(stepper, carry if idle else step_to_end(stepper, carry, many=many))
 
 
 def drive(
-    plan: Plan, inputs: Inputs, settings: Settings, keep: Keep, *, many: bool = False
+    plan: Plan,
+    inputs: Inputs,
+    settings: Settings,
+    keep: Keep,
+    *,
+    many: bool = False,
+    idle: bool = False,
 ) -> Outcome:
-    """Solve by the driver that suits one trajectory, or many under `vmap`; a plain loop."""
+    """Solve by the driver that suits one trajectory, or many under `vmap`; a plain loop.
+
+    An `idle` driver takes no step: what it gives back has the right types, and nothing more.
+    """
     if keep.segments is not None:
-        return by_segments(plan, inputs, settings, keep, many=many)
+        return by_segments(plan, inputs, settings, keep, many=many, idle=idle)
     if keep.tape or keep.every is not None or (many and inputs.saves is not None):
-        return by_steps(plan, inputs, settings, keep, many=many)
+        return by_steps(plan, inputs, settings, keep, many=many, idle=idle)
     if inputs.saves is None:
-        return plain(plan, inputs, settings, many=many)
-    return by_saves(plan, inputs, settings)
+        return plain(plan, inputs, settings, many=many, idle=idle)
+    return by_saves(plan, inputs, settings, idle=idle)
 
 
 def integrate(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep) -> Outcome:
@@ -43,6 +52,7 @@ def integrate(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep) -> Out
         inputs,
         settings,
         native=plan.small,
+        like=lambda i, s: drive(plan, i, s, keep, idle=True),
     )
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
+from .program import inner_jaxprs
 from .trees import replaced
 
 # Of a loop with n iterations the carry is kept this many times; n/CHECKPOINTS iterations between
@@ -111,7 +112,7 @@ def _straight(jaxpr: Any, eqns: list[Any], known: dict[Any, Array]) -> dict[Any,
 def _has_while(eqn: Any) -> bool:
     if eqn.primitive.name == "while":
         return True
-    return any(_has_while(e) for inner in jex.jaxprs_in_params(eqn.params) for e in inner.eqns)
+    return any(_has_while(e) for inner in inner_jaxprs(eqn) for e in inner.eqns)
 
 
 def _while(params: dict[str, Any], values: list[Array]) -> list[Array]:
@@ -162,5 +163,5 @@ _RULES: dict[str, Callable[[dict[str, Any], list[Array]], list[Array]]] = {
     "cond": _cond,
     "pjit": _inner("jaxpr"),
     "jit": _inner("jaxpr"),
-    "diffjax_one_or_many": _inner("single"),
+    "diffjax_one_or_many": lambda params, values: reversible(params["single"].closed, *values),
 }

@@ -39,9 +39,8 @@ class Saver:
         inputs = self.inputs
         return self.plan.observe(inputs.save_args, inputs.u0, inputs.t0)
 
-    def blank_step(self, carry: Any) -> Step:
-        """Stands for the step before the first: constant and of length one."""
-        _, record = jax.eval_shape(partial(self.stepper.attempt, masked=False), carry)
+    def blank_step(self, record: Any) -> Step:
+        """Stands for the step before the first: constant and of length one, of a step's types."""
         stages = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), record.step.stages)
         t0 = self.inputs.t0
         return Step(t0, jnp.ones_like(t0), self.inputs.u0, Memory(), stages)
@@ -61,13 +60,19 @@ class _BySaves(NamedTuple):
     saved: Int[Array, ""]
 
 
-def by_saves(plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
+def by_saves(plan: Plan, inputs: Inputs, settings: Settings, *, idle: bool) -> Outcome:
     """One trajectory: step up to each save time in turn."""
     stepper = make_stepper(plan, inputs, settings)
     saver = Saver(plan, inputs, stepper)
     assert inputs.saves is not None
     carry = stepper.init()
-    step = saver.blank_step(carry)
+    if idle:
+        rows = jax.vmap(lambda _: saver.initial_row())(inputs.saves)
+        none = jnp.zeros((), jnp.int32)
+        return outcome_of(stepper, carry, rows=rows, ndense=none, saved=none)
+    # Traced once, for the types of a step and for the loop.
+    attempt = jax.jit(partial(stepper.attempt, masked=False), inline=True)
+    step = saver.blank_step(jax.eval_shape(attempt, carry)[1])
     zero = jnp.zeros((), jnp.int32)
     # Extra stages of the extension are computed once a step however many saves fall into it.
     coefficients = saver.blank_coefficients(step) if saver.lazy else None
@@ -75,8 +80,9 @@ def by_saves(plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
     loop = _BySaves(carry, step, coefficients, dense_at, zero, zero)
     loop = vary_alike((loop, inputs, settings))[0]
 
-    def advance(stepper: Stepper[Any], loop: _BySaves) -> _BySaves:
-        carry, record = stepper.attempt(loop.carry, masked=False)
+    def advance(by: Stepper[Any], loop: _BySaves) -> _BySaves:
+        one = attempt if by is stepper else partial(by.attempt, masked=False)
+        carry, record = one(loop.carry)
         return loop._replace(carry=carry, step=record.step._replace(past=Memory()))
 
     def refreshed(loop: _BySaves) -> _BySaves:

@@ -23,8 +23,7 @@ def put(buffer: Array, row: Array, number: Array) -> Array:
 class Tape(NamedTuple):
     """Steps in order of time.
 
-    Row k is the step that starts at `t[k]` in state `u[k]`; one row more is the end of the last. A
-    rejected attempt is kept as a row with `dt` zero when lanes of a `vmap` share their row numbers.
+    Row k is the step that starts at `t[k]` in state `u[k]`; one row more is the end of the last.
     `u` is None on a tape of times alone. `landed` is the stop a step was cut to end on, -1 if none;
     it is kept only for a derivative with respect to times. `past` is the lasting memory that a step
     was taken with; of most methods it has no leaves.
