@@ -15,7 +15,8 @@ from jaxtyping import Array, Float
 
 import diffjax as dj
 
-DEPTH = 12  # halvings of the span, for steps of at least 1/4096 of it
+# Halvings of the span, for steps of at least 1/4096 of it.
+DEPTH = 12
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def rms_errors(
     @jax.vmap
     def errors(key: Array) -> Array:
         tree = dj.noise.VirtualBrownianTree(t0, t1, equation.dim, key, depth=DEPTH)
-        end = tree.values(jnp.asarray(t1))
+        end = tree.look(jnp.asarray(t1))
         exact = equation.exact(end.w, end.integral)
         ends = [
             dj.solve(equation.problem, alg, steps=n, adaptive=False, path=tree, **solve).u[-1]

@@ -104,7 +104,7 @@ def test_strong_order_of_general_noise(interpretation: str) -> None:
         noise, squares = StepNoise(key_words(key), equation.dim), []
         for n in steps:
             dt, need = jnp.asarray(1.0 / n), alg.need(equation.dim)
-            dw = jax.vmap(lambda i, dt=dt, need=need: noise.over(i, 0 * dt, dt, need).dw)
+            dw = jax.vmap(lambda i, dt=dt, need=need: noise.over(i, 0 * dt, dt, need, None)[0].dw)
             w = jnp.sum(dw(jnp.arange(n)), axis=0)
             sol = dj.solve(equation.problem, alg, steps=n, adaptive=False, path=noise)
             squares.append(jnp.mean((sol.u[-1] - equation.exact(w, w)) ** 2))
@@ -235,14 +235,15 @@ def test_gradients_of_implicit_methods() -> None:
     ids=lambda x: x if isinstance(x, str) else x.name,
 )
 def test_adaptive_steps_follow_the_tolerance(alg: dj.Algorithm, equation: str) -> None:
-    """A hundredth of the tolerance gives a solution that is nearer, by more and longer work."""
+    """A hundredth of the tolerance takes more steps and gives less than half the error. At the
+    loose one steps are not bounded by the error, but by 9/8 of the step before."""
     case = EQUATIONS[equation]()
 
     @jax.jit
     @jax.vmap
     def errors(key: Array) -> tuple[Array, Array]:
         tree = dj.noise.VirtualBrownianTree(0.0, 1.0, case.dim, key)
-        end = tree.values(jnp.ones(()))
+        end = tree.look(jnp.ones(()))
 
         def one(rtol: Array) -> tuple[Array, Array]:
             sol = dj.solve(case.problem, alg, rtol=rtol, atol=rtol, path=tree, max_steps=20000)
@@ -254,7 +255,7 @@ def test_adaptive_steps_follow_the_tolerance(alg: dj.Algorithm, equation: str) -
     squares, steps = errors(jax.random.split(jax.random.key(9), 20))
     loose, tight = np.sqrt(np.mean(squares, axis=0))
     assert np.all(np.asarray(steps)[:, 1] > np.asarray(steps)[:, 0])
-    assert tight < 0.3 * loose, (loose, tight)
+    assert tight < 0.5 * loose, (loose, tight)
 
 
 def test_inputs_of_general_noise() -> None:

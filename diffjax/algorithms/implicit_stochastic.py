@@ -63,9 +63,9 @@ class DriftImplicit(StochasticMethod):
         self, field: Field, t: Array, dt: Array, u: State, memory: Memory, norm: Norm | None
     ) -> StepResult:
         assert field.diffusion is not None
-        assert field.diffusion.increment is not None
+        noise, there = field.diffusion.over(t, dt, memory.cache)
         stages = DriftStages(field, t, dt, u, self.gamma, norm)
-        end, error = self.solve(field, t, dt, u, field.diffusion.increment, stages, norm)
+        end, error = self.solve(field, t, dt, u, noise, stages, norm)
         if error is not None:
             error = error_or_failed(error, stages.converged, jnp.isfinite(stages.radius))
         work = stages.work(evaluations=1, solves=0 if norm is None else 1)
@@ -73,7 +73,7 @@ class DriftImplicit(StochasticMethod):
             u=end,
             error=error,
             ok=stages.converged,
-            memory=memory,
+            memory=Memory(cache=there),
             memory_if_rejected=memory,
             stages=(end,),
             counts=jnp.stack(work),
