@@ -49,7 +49,13 @@ from .algorithms.explicit_methods import Vern6 as Vern6
 from .algorithms.explicit_methods import Vern7 as Vern7
 from .algorithms.explicit_methods import Vern8 as Vern8
 from .algorithms.explicit_methods import Vern9 as Vern9
+from .algorithms.implicit_stochastic import ImplicitEM as ImplicitEM
+from .algorithms.implicit_stochastic import ImplicitRKMil as ImplicitRKMil
+from .algorithms.implicit_stochastic import SKenCarp as SKenCarp
+from .algorithms.implicit_stochastic import STrapezoid as STrapezoid
 from .algorithms.milstein import RKMil as RKMil
+from .algorithms.milstein import RKMilCommute as RKMilCommute
+from .algorithms.milstein import RKMilGeneral as RKMilGeneral
 from .algorithms.radau import RadauIIA5 as RadauIIA5
 from .algorithms.rosenbrock_methods import Rodas3P as Rodas3P
 from .algorithms.rosenbrock_methods import Rodas4 as Rodas4
@@ -63,6 +69,7 @@ from .algorithms.sra import SRA3 as SRA3
 from .algorithms.sri import SOSRI as SOSRI
 from .algorithms.sri import SOSRI2 as SOSRI2
 from .algorithms.sri import SRIW1 as SRIW1
+from .algorithms.srock import SROCK1 as SROCK1
 from .algorithms.switch import AutoDP5 as AutoDP5
 from .algorithms.switch import AutoSwitch as AutoSwitch
 from .algorithms.switch import AutoTsit5 as AutoTsit5
@@ -70,6 +77,7 @@ from .algorithms.switch import AutoVern6 as AutoVern6
 from .algorithms.switch import AutoVern7 as AutoVern7
 from .algorithms.switch import AutoVern8 as AutoVern8
 from .algorithms.switch import AutoVern9 as AutoVern9
+from .algorithms.weak import DRI1 as DRI1
 from .ensembles.analysis import timepoint_mean as timepoint_mean
 from .ensembles.analysis import timepoint_meancor as timepoint_meancor
 from .ensembles.analysis import timepoint_meancov as timepoint_meancov

@@ -136,6 +136,11 @@ def check_kind_of_noise(alg: Algorithm, prob: Problem) -> None:
                 f"{', '.join(sorted(taken))}. Try dj.LambaEM() for Ito, dj.LambaEulerHeun() for "
                 "Stratonovich equations with any noise."
             )
+    if given["correlation"] is not None and alg.needs_independent_noises:
+        raise ValueError(
+            f"alg={alg.name} takes independent noises only; leave correlation= out and let g "
+            "return its matrix times the factor."
+        )
 
 
 def check_mass_in_pattern(prob: Problem) -> None:

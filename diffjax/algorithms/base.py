@@ -89,6 +89,8 @@ class Algorithm(eqx.Module):
     # Of a stochastic equation the kinds of noise that it takes, and the interpretations.
     noises: ClassVar[frozenset[str]] = frozenset()
     interpretations: ClassVar[frozenset[str]] = frozenset()
+    # Whether what it makes of the noises holds for independent ones only.
+    needs_independent_noises: ClassVar[bool] = False
     # The continuous extension is the line between both ends of a step, and needs nothing of it.
     is_dense_linear: ClassVar[bool] = False
     # Whether M in M u' = f may be another matrix than the identity.
@@ -105,7 +107,7 @@ class Algorithm(eqx.Module):
     @property
     def order(self) -> float:
         """Order of convergence of the solution that is carried forward; of a stochastic equation
-        the strong order, which may be a half."""
+        the strong order, which may be a half, of a weak method the weak one."""
         raise NotImplementedError
 
     @property

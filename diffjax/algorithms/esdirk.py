@@ -15,16 +15,16 @@ from typing import ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..linear.coordinates import Coordinates
 from ..linear.dense import Matrix, factorize, row_sum_norm
 from ..linear.krylov import GMRES
-from ..linear.newton import Stop, implicit_solution, newton, relative_size, trusted
+from ..linear.newton import newton, trusted
 from ..linear.reuse import Matrices, are_kept, renewed, settled
 from .base import Field, Memory, Norm, State, StepResult, TableauMethod
 from .implicit import VectorField, derivative
+from .implicit_stage import stage_residual, stage_with_derivative, stopping
 from .iterating import SLOW, Work, error_or_failed
 from .stages import combine, evaluate_extension, scaled
 from .tableaus.esdirk import ESDIRKTableau
@@ -165,7 +165,9 @@ class ESDIRK(TableauMethod):
         for (a, c, _), z in zip(_implicit_stages(tableau), solved, strict=True):
             base = _plus(start, a, stages)
             at = t + (c * h).astype(t.dtype)
-            stages = [*stages, _with_derivative(self, field, u, z, at, h, base)]
+            gamma, solver = tableau.gamma, self.linear_solver
+            z = stage_with_derivative(field, u, z, at, h, base, gamma, solver)
+            stages = [*stages, z]
             end = base + tableau.gamma * stages[-1]
         return stages, end if tableau.explicit_first else _plus(start, tableau.b, stages)
 
@@ -233,15 +235,7 @@ class _StageSolver:
         coordinates = self.view.coordinates
         self.start = coordinates.flatten(u)
         self.scale = 1 / (self.tableau.gamma * h)
-        if norm is None:
-            self.stop, self.size = Stop.at_rounding(coordinates.dtype), relative_size
-            return
-
-        def size(update: Vector, _: Vector) -> Float[Array, ""]:
-            return norm(coordinates.unflatten(update), u, u)
-
-        eps = float(jnp.finfo(coordinates.dtype).eps)
-        self.stop, self.size = Stop.at_tolerance(size(eps * self.start, self.start)), size
+        self.stop, self.size = stopping(self.view, u, self.start, norm)
 
     def solve(self, cache: _Cache) -> _Solved:
         if cache.matrices is not None:
@@ -290,7 +284,7 @@ class _StageSolver:
         rate, iterations = trusted(cache.rate), jnp.zeros((), jnp.int32)
         for a, c, predictor in _implicit_stages(tableau):
             base = _plus(self.start, a, known)
-            residual = _residual(view, gamma, self.t + (c * h).astype(self.t.dtype), h, base)
+            residual = stage_residual(view, gamma, self.t + (c * h).astype(self.t.dtype), h, base)
             result = newton(
                 residual,
                 lambda r: solve(r) / gamma,
@@ -305,35 +299,6 @@ class _StageSolver:
             measured = measured | (result.iterations > 1)
             iterations = iterations + result.iterations
         return _Attempt(known[first:], converged, rate, iterations)
-
-
-def _residual(
-    view: VectorField, gamma: float, t: Array, h: Array, base: Vector
-) -> Callable[[Vector], Vector]:
-    return lambda z: view.f(t, base + gamma * z) - view.mass_times(z) / h
-
-
-def _with_derivative(
-    alg: ESDIRK, field: Field, u: State, z: Vector, t: Array, h: Array, base: Vector
-) -> Vector:
-    """A stage with the derivative of the solution of its equation."""
-    gamma = alg.tableau.gamma
-    leaves, structure = jtu.tree_flatten(field)
-
-    def view(leaves: tuple[Array, ...]) -> VectorField:
-        return VectorField(jtu.tree_unflatten(structure, leaves), u, alg.linear_solver)
-
-    def residual(z: Vector, t: Array, h: Array, base: Vector, *leaves: Array) -> Vector:
-        return _residual(view(leaves), gamma, t, h, base)(z)
-
-    def solver(
-        z: Vector, t: Array, h: Array, base: Vector, *leaves: Array
-    ) -> Callable[[Vector], Vector]:
-        _, at_stage = view(leaves).value_and_jacobian(t, base + gamma * z)
-        solve = factorize(view(leaves).shifted(1 / (gamma * h), at_stage))
-        return lambda b: solve(b) / gamma
-
-    return implicit_solution(residual, solver, z, [t, h, base, *leaves])
 
 
 def _work(done: _Attempt, njac: Array, nfactor: Array) -> Work:

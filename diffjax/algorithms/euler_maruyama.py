@@ -128,12 +128,20 @@ def _lamba_error(
 ) -> Float[Array, ""]:
     """Lamba's estimate of what is left out of drift and diffusion."""
     f, g = slopes
-    root = jnp.sqrt(dt)
     euler = drifted(u, f, dt)
     drift = jtu.tree_map(lambda a, b: 0.5 * scaled(a - b, dt), field.f(t + dt, euler), f)
+    left_out = noise_left_out(diffusion, t, dt, euler, g, noise)
+    return by_sum(norm, (drift, left_out), u, end)
+
+
+def noise_left_out(
+    diffusion: Diffusion, t: Array, dt: Array, near: State, g: State, noise: Increment
+) -> State:
+    """(g'g)(dW**2 - dt)/2, by a difference from a state near the start."""
+    root = jnp.sqrt(dt)
     # The diffusion moved along itself by the size of the noise, its columns together.
     along = jtu.tree_map(lambda x: jnp.sum(x, axis=-1), g) if diffusion.is_matrix else g
-    moved = diffusion.g(t, jtu.tree_map(lambda x, d: x + scaled(d, root), euler, along))
-    turned = diffusion.spread(noise.dw**2 - dt, u)
+    moved = diffusion.g(t, drifted(near, along, root))
+    turned = diffusion.spread(noise.dw**2 - dt, near)
     change = jtu.tree_map(lambda a, b: scaled(a - b, 0.5 / root), moved, g)
-    return by_sum(norm, (drift, diffusion.times(change, turned)), u, end)
+    return diffusion.times(change, turned)

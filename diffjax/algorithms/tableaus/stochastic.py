@@ -181,3 +181,64 @@ SOSRA = SRATableau(
     beta1=(-16.792534242221663, 17.514995785380226, 0.27753845684143835),
     beta2=(0.4237535769069274, 0.6010381474428539, -1.0247917243497813),
 )
+
+_GAMMA = 0.435866521508459
+
+SKENCARP = SRATableau(
+    name="SKenCarp",
+    a0=(
+        (),
+        (_GAMMA, _GAMMA),
+        (0.2576482460664272, -0.09351476757488625, _GAMMA),
+        (0.18764102434672383, -0.595297473576955, 0.9717899277217721, _GAMMA),
+    ),
+    b0=((), (-12.246764387585056,), (0.0, 0.0), (0.0, 0.0, -14.432096958608753)),
+    c0=(0.0, 2 * _GAMMA, 3 / 5, 1.0),
+    c1=(0.0, 0.0, 0.0, 1.0),
+    alpha=(0.18764102434672383, -0.595297473576955, 0.9717899277217721, _GAMMA),
+    beta1=(0.0, 0.0, 0.0, 1.0),
+    beta2=(1.0, 0.0, 0.0, -1.0),
+)
+# Of the drift stages the difference to the embedded method of order two.
+SKENCARP_ERROR = (
+    0.027099261876665316,
+    0.11013520969201586,
+    -0.10306492520138458,
+    -0.0341695463672966,
+)
+
+
+@dataclass(frozen=True)
+class WeakTableau:
+    """A method of weak order 2 with three stages (Debrabant and Roessler 2009, equation (2)): the
+    diffusion's own stages are at the time t + c1 dt, moved by b1 along their column, and those
+    along another column by the rows b2. The first stage is the state itself."""
+
+    a0: Rows
+    b0: Row
+    c0: Row
+    c1: float
+    b1: tuple[float, float]
+    b2: tuple[Row, Row]
+    alpha: Row
+    beta1: Row
+    beta2: Row
+    beta3: Row
+    beta4: Row
+
+
+_B22 = (-214 / 513 * (1105 / 991) ** 0.5, *(2 * (-491 / 513 * (221 / 4955) ** 0.5,)))
+
+DRI1 = WeakTableau(
+    a0=((), (1 / 2,), (-1.0, 2.0)),
+    b0=(0.0, (6 - 6**0.5) / 10, (3 + 2 * 6**0.5) / 5),
+    c0=(0.0, 1 / 2, 1.0),
+    c1=342 / 491,
+    b1=(3 * (38 / 491) ** 0.5, -3 * (38 / 491) ** 0.5),
+    b2=(_B22, tuple(-b for b in _B22)),
+    alpha=(1 / 6, 2 / 3, 1 / 6),
+    beta1=(193 / 684, 491 / 1368, 491 / 1368),
+    beta2=(0.0, (491 / 38) ** 0.5 / 6, -((491 / 38) ** 0.5) / 6),
+    beta3=(-4955 / 7072, 4955 / 14144, 4955 / 14144),
+    beta4=(0.0, -((4955 / 221) ** 0.5) / 8, (4955 / 221) ** 0.5 / 8),
+)

@@ -1,0 +1,128 @@
+"""One implicit stage, M z = dt f(t, base + gamma z): its residual, its derivative, its solver.
+
+Solving and differentiating are kept apart: a stage is first solved as if nothing had a derivative,
+and then given its own, by the implicit function theorem.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Bool, Float
+
+from ..linear.dense import factorize, row_sum_norm
+from ..linear.krylov import GMRES
+from ..linear.newton import Stop, implicit_solution, newton, relative_size, trusted
+from .base import Field, Norm, State
+from .implicit import VectorField
+from .iterating import Work
+
+Vector = Float[Array, " n"]
+
+
+def stage_residual(
+    view: VectorField, gamma: float, t: Array, h: Array, base: Vector
+) -> Callable[[Vector], Vector]:
+    """The equation of a stage, over dt, as a function of z."""
+    return lambda z: view.f(t, base + gamma * z) - view.mass_times(z) / h
+
+
+def stage_with_derivative(
+    field: Field,
+    u: State,
+    z: Vector,
+    t: Array,
+    h: Array,
+    base: Vector,
+    gamma: float,
+    linear_solver: GMRES | None = None,
+) -> Vector:
+    """A stage with the derivative of the solution of its equation."""
+    leaves, structure = jtu.tree_flatten(field)
+
+    def view(leaves: tuple[Array, ...]) -> VectorField:
+        return VectorField(jtu.tree_unflatten(structure, leaves), u, linear_solver)
+
+    def residual(z: Vector, t: Array, h: Array, base: Vector, *leaves: Array) -> Vector:
+        return stage_residual(view(leaves), gamma, t, h, base)(z)
+
+    def solver(
+        z: Vector, t: Array, h: Array, base: Vector, *leaves: Array
+    ) -> Callable[[Vector], Vector]:
+        _, at_stage = view(leaves).value_and_jacobian(t, base + gamma * z)
+        solve = factorize(view(leaves).shifted(1 / (gamma * h), at_stage))
+        return lambda b: solve(b) / gamma
+
+    return implicit_solution(residual, solver, z, [t, h, base, *leaves])
+
+
+def stopping(
+    view: VectorField, u: State, start: Vector, norm: Norm | None
+) -> tuple[Stop, Callable[[Vector, Vector], Float[Array, ""]]]:
+    """When iterations for a step from u stop, and how their updates are measured."""
+    coordinates = view.coordinates
+    if norm is None:
+        return Stop.at_rounding(coordinates.dtype), relative_size
+
+    def size(update: Vector, _: Vector) -> Float[Array, ""]:
+        return norm(coordinates.unflatten(update), u, u)
+
+    eps = float(jnp.finfo(coordinates.dtype).eps)
+    return Stop.at_tolerance(size(eps * start, start)), size
+
+
+class DriftStages:
+    """Solves the implicit stages of a step of a stochastic equation, with one matrix.
+
+    It keeps count of them: `converged` says whether all were solved, `work` what they took.
+    """
+
+    def __init__(
+        self, field: Field, t: Array, dt: Array, u: State, gamma: float, norm: Norm | None
+    ) -> None:
+        self.field, self.u, self.gamma, self.t = replace(field, diffusion=None), u, gamma, t
+        fixed, t, u = jax.lax.stop_gradient((self.field, t, u))
+        self.view = VectorField(fixed, u, exact=False)
+        self.coordinates = self.view.coordinates
+        start = self.coordinates.flatten(u)
+        self.h = dt.astype(start.dtype)
+        self.scale = 1 / (gamma * jax.lax.stop_gradient(self.h))
+        self.stop, self.size = stopping(self.view, u, start, norm)
+        jacobian = self.view.value_and_jacobian(t, start)[1]
+        self.inverse = factorize(self.view.shifted(self.scale, jacobian))
+        self.radius = row_sum_norm(jacobian)
+        self.converged: Bool[Array, ""] = jnp.ones((), bool)
+        self.rate, self.iterations = jnp.ones((), start.dtype), jnp.zeros((), jnp.int32)
+
+    def solve(self, node: float, base: State, guess: State) -> State:
+        """z = dt f(t + node dt, base + gamma z), with its derivative."""
+        gamma, flat = self.gamma, self.coordinates.flatten
+        at, known = self.t + (node * self.h).astype(self.t.dtype), flat(base)
+        fixed_at, h, start, known_fixed = jax.lax.stop_gradient((at, self.h, flat(guess), known))
+        result = newton(
+            stage_residual(self.view, gamma, fixed_at, h, known_fixed),
+            lambda r: self.inverse(r) / gamma,
+            lambda update, z: self.size(gamma * update, known_fixed + gamma * z),
+            start,
+            trusted(self.rate),
+            self.stop,
+        )
+        self.converged = self.converged & result.converged
+        self.rate = result.rate
+        self.iterations = self.iterations + result.iterations
+        z = stage_with_derivative(self.field, self.u, result.x, at, self.h, known, gamma)
+        return self.coordinates.unflatten(z)
+
+    def filtered(self, error: State) -> State:
+        """An error with its stiff components damped, by the inverse of 1 - gamma dt df/du."""
+        vector = jax.lax.stop_gradient(self.coordinates.flatten(error))
+        return self.coordinates.unflatten(self.inverse(self.scale * vector))
+
+    def work(self, evaluations: int, solves: int) -> Work:
+        """With so many evaluations and solves beside the iterations."""
+        one = jnp.ones((), jnp.int32)
+        failed = (~self.converged).astype(jnp.int32)
+        n = self.iterations
+        return Work(n + evaluations, one, one, n + solves, failed)
