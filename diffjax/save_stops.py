@@ -15,8 +15,10 @@ from .problems.base import Problem
 from .solution import concrete
 
 
-def stops_at_saves(prob: Problem, saveat: Any, dt: Any, steps: int | None) -> tuple[float, ...]:
-    """The save times that fixed steps would pass without ending on them.
+def stops_at_saves(
+    prob: Problem, saveat: Any, stops: Any, dt: Any, steps: int | None
+) -> tuple[float, ...]:
+    """The save times, if fixed steps with these `stops` would pass one without ending on it.
 
     **Raises:** `ValueError` if the save times or the span are not known.
     """
@@ -41,6 +43,9 @@ def stops_at_saves(prob: Problem, saveat: Any, dt: Any, steps: int | None) -> tu
     # have no length in that precision.
     rounding = 4 * float(jnp.finfo(jnp.result_type(times, 1.0)).eps) * max(abs(t0), abs(t1))
     passed = np.abs(np.asarray(times, float) - t0) / size
-    off = np.abs(passed - np.round(passed)) > max(SPAN_SLACK, rounding / size)
-    inside = off & (np.abs(times - t1) > SPAN_SLACK * abs(t1 - t0))
-    return tuple(float(t) for t in np.asarray(times)[inside])
+    on_grid = np.abs(passed - np.round(passed)) <= max(SPAN_SLACK, rounding / size)
+    at_end = np.abs(times - t1) <= SPAN_SLACK * abs(t1 - t0)
+    if not stops and np.all(on_grid | at_end):
+        return ()
+    # From a stop on the steps count anew, so save times that lie on the grid are stops too.
+    return tuple(float(t) for t in np.asarray(times))

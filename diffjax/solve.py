@@ -244,7 +244,7 @@ def judge(
     checks.check_noise(prob, alg, key, path, fixed)
     if prob.stochastic and fixed and not every_step:
         # Between its steps a path is not known; so they are made to end on the save times.
-        tstops = (*tstops, *stops_at_saves(prob, saveat, dt, steps))
+        tstops = (*tstops, *stops_at_saves(prob, saveat, tstops, dt, steps))
 
     arguments = Arguments(
         problem=prob,

@@ -130,15 +130,9 @@ def _table(key: UInt32[Array, " 2"], dim: int, dtype: Any) -> _Piece:
 
 
 def _normal_pairs(key: Array, node: Array, dim: int, dtype: Any) -> tuple[Array, Array]:
-    """Two vectors of standard normal numbers for a node.
-
-    In single precision whatever the path is: each is one of some twenty terms, and its last digit,
-    1e-7 of it, is far below what any number of paths can tell.
-    """
-    pair = normal_pairs(key, node, dim, jnp.dtype(jnp.float32))
-    # Or XLA would compute them anew for everything that is made of them.
-    first, second = jax.lax.optimization_barrier(pair)
-    return first.astype(dtype), second.astype(dtype)
+    """Two vectors of standard normal numbers for a node."""
+    # With a barrier, or XLA would compute them anew for everything that is made of them.
+    return jax.lax.optimization_barrier(normal_pairs(key, node, dim, dtype))
 
 
 def _descend(key: Array, piece: _Piece, rest: Array, levels: int) -> tuple[_Piece, Array]:

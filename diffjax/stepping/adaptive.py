@@ -25,6 +25,10 @@ MIN_STEP_ULPS = 4.0
 FAILURE_FACTOR = 0.5
 
 
+# Binary digits of the steps of a stochastic solve.
+STEP_BITS = 12
+
+
 class AdaptiveState(NamedTuple):
     """What the loop carries; as little as will do, since XLA pays for each leaf.
 
@@ -142,7 +146,7 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         target = stop if self.limit is None else jnp.minimum(stop, self.limit)
         remaining = target - c.t if c.t_low is None else (target - c.t) - c.t_low
         landing = c.dt * LANDING_STRETCH >= remaining
-        dt = jnp.where(landing, remaining, self._looking_ahead(c, stop))
+        dt = jnp.where(landing, remaining, self._rounded(self._looking_ahead(c, stop)))
         field = self.field.during(c.naccept)
         result = self.alg.step(field, c.t, dt, c.u, c.memory, self.norm)
         assert result.error is not None
@@ -176,6 +180,16 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         index = jnp.zeros((), jnp.int32) if c.next_stop is None else c.next_stop
         landed = jnp.where(on_stop, index, -1)
         return state, Record(Step(c.t, dt, c.u, c.memory.lasting, result.stages), accepted, landed)
+
+    def _rounded(self, dt: Array) -> Float[Array, ""]:
+        """The planned step; of a stochastic solve only its leading digits.
+
+        Two programs round the same arithmetic differently, and a Brownian path seen at times that
+        differ by some rounding differs by the root of it, which is no rounding any more.
+        """
+        if self.field.diffusion is None:
+            return dt
+        return jax.lax.reduce_precision(dt, jnp.finfo(dt.dtype).nexp, STEP_BITS)
 
     def _looking_ahead(self, c: AdaptiveState, stop: Array) -> Float[Array, ""]:
         """The planned step; half of the way to a stop if that is less than two steps off.

@@ -32,11 +32,12 @@ _NATIVE_PRIMITIVES = """
     conj convert_element_type copy copy_p cos cosh custom_jvp_call custom_linear_solve
     custom_vjp_call custom_vjp_call_jaxpr custom_vmap_call diffjax_linear diffjax_native
     diffjax_one_or_many
-    div dynamic_slice dynamic_update_slice eq exp exp2 expand_dims expm1 floor ge gt imag
-    integer_pow iota is_finite jit le log log1p logistic lt max min mul ne neg not or pad pjit pow
-    real reduce_and reduce_max reduce_min reduce_or reduce_sum rem reshape rev round rsqrt scan
-    select_n sign sin sinh slice split sqrt square squeeze stack stop_gradient sub tan tanh
-    transpose unstack unvmap_any unvmap_max while
+    div dynamic_slice dynamic_update_slice eq erf_inv exp exp2 expand_dims expm1 floor ge gt imag
+    integer_pow iota is_finite jit le log log1p logistic lt max min mul ne neg not
+    optimization_barrier or pad pjit pow real reduce_and reduce_max reduce_min reduce_or
+    reduce_precision reduce_sum rem reshape rev round rsqrt scan select_n shift_left
+    shift_right_logical sign sin sinh slice split sqrt square squeeze stack stop_gradient sub tan
+    tanh transpose unstack unvmap_any unvmap_max while xor
 """
 _NATIVE = frozenset(_NATIVE_PRIMITIVES.split())
 # A field whose arrays are larger than this is left to XLA's parallel kernels.
