@@ -456,3 +456,11 @@ def test_resuming_by_another_method_or_backwards_starts_anew() -> None:
     for alg, end in ((dj.QNDF(), 2.0), (dj.FBDF(), 0.5)):
         resumed = dj.solve(prob, alg, tspan=(0.0, end), resume=final, rtol=1e-6, atol=1e-8)
         close(resumed.u_end, np.exp(-end), 1e-5)
+
+
+@pytest.mark.parametrize("alg", [dj.FBDF(), dj.RadauIIA5(), dj.AutoTsit5(dj.FBDF())])
+def test_a_spacing_saves_the_start(alg: dj.Algorithm) -> None:
+    """Methods that remember past values have none there to interpolate."""
+    prob = dj.ODEProblem(lambda u, p, t: -u, jnp.ones(1), (0.0, 1.0))
+    sol = dj.solve(prob, alg, saveat=0.5, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(sol.u[:, 0], np.exp(-np.array([0.0, 0.5, 1.0])), rtol=1e-4)

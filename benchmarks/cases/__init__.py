@@ -17,6 +17,7 @@ from benchmarks.cases import (
     gradient,
     neural,
     stiff,
+    stochastic,
 )
 
 
@@ -36,6 +37,7 @@ def adaptive_cases() -> dict[str, Callable[[], Case]]:
         stiff.rober_grad,
         stiff.vdpol,
         bruss1d.bruss1d,
+        stochastic.sde_adaptive,
     )
     return {builder.__name__: builder for builder in builders} | adjoints.builders()
 
@@ -51,5 +53,6 @@ def all_cases() -> dict[str, Callable[[], list[Row]]]:
         "dense_memory": dense_memory.rows,
         "bruss1d": bruss1d.rows,
         "ensemble_scaling": ensemble.rows,
+        "sde_euler": stochastic.euler_rows,
     }
     return adaptive | others

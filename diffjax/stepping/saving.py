@@ -16,7 +16,7 @@ from ..algorithms.base import Memory
 from .outcome import Outcome, make_stepper, outcome_of, step_to_end, step_while
 from .plan import Inputs, Plan, Settings
 from .stepper import Step, Stepper
-from .trees import nan_like
+from .trees import chosen, nan_like
 from .varying import vary_alike
 
 
@@ -104,6 +104,9 @@ def by_saves(plan: Plan, inputs: Inputs, settings: Settings, *, idle: bool) -> O
         loop = refreshed(loop)
         coefficients = loop.coefficients if saver.lazy else saver.dense(loop.step)
         row = saver.row(coefficients, loop.step, ts)
+        if loop.carry.memory.history is not None:
+            # No extension through past values is made of a step that was not taken.
+            row = chosen(loop.carry.steps > 0, row, saver.initial_row())
         reached = stepper.time(loop.carry) >= ts
         row = [jnp.where(reached, x, nan_like(x)) for x in row]
         return loop._replace(saved=loop.saved + reached.astype(jnp.int32)), row
