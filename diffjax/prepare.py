@@ -24,6 +24,7 @@ from .stepping.estimates import step_estimates
 from .stepping.initial_step import INITIAL_STEP_NF
 from .stepping.initialization import Start, consistent_start
 from .stepping.layout import Layout
+from .stepping.noise_path import NoisePath
 from .stepping.outcome import Outcome
 from .stepping.plan import Inputs, Plan, Settings
 from .stepping.status import ReturnCode
@@ -205,6 +206,8 @@ class Ready(NamedTuple):
             "retcode": outcome.status,
             "final": self._final(outcome, t_end, u_end, turn),
         }
+        if self.inputs.noise is not None:
+            result["noise"] = NoisePath.of(self.plan, self.inputs, turn)
         if options.estimates:
             assert isinstance(outcome.tape, Tape)
             result["estimates"] = step_estimates(

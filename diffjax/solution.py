@@ -69,6 +69,18 @@ class Solution(eqx.Module):
     final: PyTree
     estimates: Estimates | None
     _interpolation: Any
+    _noise: Any = None
+
+    @property
+    def noise(self) -> Any:
+        """The path that drove a stochastic solve: `sol.noise(t)` is W(t) - W(t0), of the shape of
+        `t` and one axis more over the noises. With fixed steps a line between their ends.
+
+        **Raises:** `ValueError` if the problem was not stochastic.
+        """
+        if self._noise is None:
+            raise ValueError("sol.noise is for stochastic problems; this one had no noise.")
+        return self._noise
 
     @property
     def retcode(self) -> "ReturnCode | Int[Array, '']":

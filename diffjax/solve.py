@@ -314,6 +314,7 @@ def _solution(result: dict[str, Any], prob: Problem, options: Options) -> Soluti
         final=result["final"],
         estimates=result.get("estimates"),
         _interpolation=interpolation,
+        _noise=result.get("noise"),
     )
 
 

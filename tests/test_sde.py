@@ -135,12 +135,11 @@ def test_the_gradient_of_an_expectation() -> None:
 
 def test_the_same_key_is_the_same_path_at_any_tolerance() -> None:
     """Solves of one key come together on the closed form on its path, whatever their steps."""
-    exact = dj.noise.VirtualBrownianTree(0.0, 1.0, 2, KEY)(1.0)
-    exact = PROB.u0 * jnp.exp((ALPHA - BETA**2 / 2) + BETA * exact)
-    gaps = [
-        np.abs(end(P, KEY, alg=dj.SOSRI(), rtol=tol, atol=tol, max_steps=10**5) - exact).max()
-        for tol in (1e-2, 1e-4, 1e-6)
-    ]
+    options: dict[str, Any] = {"alg": dj.SOSRI(), "max_steps": 10**5, "key": KEY}
+    sols = [dj.solve(PROB, rtol=tol, atol=tol, **options) for tol in (1e-2, 1e-4, 1e-6)]
+    w = sols[0].noise(1.0)
+    exact = PROB.u0 * jnp.exp((ALPHA - BETA**2 / 2) + BETA * w)
+    gaps = [np.abs(sol.u[-1] - exact).max() for sol in sols]
     assert gaps[2] < 1e-4
     assert gaps[2] < gaps[0] / 20
 
@@ -179,6 +178,21 @@ def test_saves_are_stepped_on(alg: dj.Algorithm) -> None:
     for saveat in (0.25, np.array([0.0, 0.1, 0.1, 0.33, 1.0])):
         sol = dj.solve(unit, alg, path=path, saveat=saveat, **fixed)
         np.testing.assert_allclose(sol.u[:, 0], path(sol.t)[:, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [EM_STEPS, ADAPTIVE], ids=["fixed", "adaptive"])
+def test_the_noise_can_be_read_back(options: dict[str, Any]) -> None:
+    """And drives the same solution when it is given as a path; a resumed solve has other noise."""
+    sol = dj.solve(PROB, key=KEY, saveat="steps", **options)
+    t = sol.t[: int(sol.n)]
+    w = sol.noise(t)
+    np.testing.assert_allclose(w[0], 0.0, atol=1e-14)
+    euler = dj.solve(PROB, dj.EM(), steps=50, path=dj.noise.NoiseGrid(t, w))
+    wanted = sol if options is EM_STEPS else dj.solve(PROB, dj.EM(), steps=50, path=sol.noise.noise)
+    tolerance = 1e-12 if options is EM_STEPS else 0.1
+    np.testing.assert_allclose(euler.u_end, wanted.u_end, rtol=tolerance)
+    later = dj.solve(PROB, key=KEY, tspan=(1.0, 2.0), resume=sol.final, **options)
+    assert np.all(np.abs(later.noise(1.5) - sol.noise(0.5)) > 1e-6)
 
 
 def test_single_precision_pytrees_and_backward_time() -> None:

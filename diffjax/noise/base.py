@@ -73,6 +73,10 @@ class NoiseProcess(eqx.Module):
         """The value at one time."""
         raise NotImplementedError
 
+    def kept(self) -> "NoiseProcess":
+        """The same without what can be computed again."""
+        return self
+
     def look(self, t: Float[Array, ""]) -> PyTree:
         """What is known of the path where a step begins; None if nothing is looked up."""
         return None

@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt32
 
 from .base import NoiseProcess
 from .mixed import Correlated, Turned
+from .random import threefry
 from .steps import StepNoise
 from .tree import VirtualBrownianTree
 
@@ -20,11 +23,14 @@ def own_noise(
 ) -> NoiseProcess:
     """The noise of a solve from `direction * t0` to `direction * t1`, made from a key.
 
-    Fixed steps draw a number a step; adaptive ones, of which some are refused, look a path up.
+    Fixed steps draw a number a step; adaptive ones, of which some are refused, look a path up. A
+    solve that goes on from where another ended has noise of its own, though the key be the same.
     """
+    start = jax.lax.bitcast_convert_type((t0 * direction).astype(jnp.float32) + 0.0, jnp.uint32)
+    own = jnp.stack(threefry(key, start, jnp.zeros((), jnp.uint32)))
     if fixed:
-        return StepNoise(key, dim)
-    return VirtualBrownianTree(t0 * direction, t1 * direction, dim, key)
+        return StepNoise(own, dim)
+    return VirtualBrownianTree(t0 * direction, t1 * direction, dim, own)
 
 
 def noise_of_solve(

@@ -1,5 +1,6 @@
 """Other processes seen otherwise: mixed, or in a time that runs backwards."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,6 +13,9 @@ class Wrapped(NoiseProcess):
     """Base class of a process made of another one's increments."""
 
     process: NoiseProcess
+
+    def kept(self) -> NoiseProcess:
+        return dataclasses.replace(self, process=self.process.kept())
 
     @property
     def anywhere(self) -> bool:

@@ -74,7 +74,8 @@ class VirtualBrownianTree(NoiseProcess):
     low: Float[Array, ""]
     length: Float[Array, ""]
     key: UInt32[Array, " 2"]
-    table: _Piece
+    table: _Piece | None
+    count: int = eqx.field(static=True)
     depth: int = eqx.field(static=True)
 
     def __init__(self, t0: Any, t1: Any, dim: int, key: Array, *, depth: int = DEPTH) -> None:
@@ -84,12 +85,16 @@ class VirtualBrownianTree(NoiseProcess):
             raise ValueError(f"depth must be an integer from {_TABLE_DEPTH} to 30, got {depth!r}.")
         t0, t1 = (jnp.asarray(t, jnp.result_type(float, t0, t1)) for t in (t0, t1))
         self.low, self.length = jnp.minimum(t0, t1), jnp.abs(t1 - t0)
-        self.key, self.depth = key_words(key), depth
+        self.key, self.count, self.depth = key_words(key), dim, depth
         self.table = _table(self.key, dim, self.low.dtype)
+
+    def kept(self) -> "VirtualBrownianTree":
+        """Without its table, which follows from the key."""
+        return eqx.tree_at(lambda tree: tree.table, self, None, is_leaf=lambda x: x is None)
 
     @property
     def dim(self) -> int:
-        return self.table.dw.shape[-1]
+        return self.count
 
     @property
     def smallest(self) -> Float[Array, ""]:
@@ -108,11 +113,16 @@ class VirtualBrownianTree(NoiseProcess):
     def look(self, t: Float[Array, ""]) -> Values:
         """The path and its integral at a time inside the span."""
         theta = jax.lax.stop_gradient((t.astype(self.low.dtype) - self.low) / self.length)
-        place = jnp.clip(theta, 0.0, 1.0) * 2**_TABLE_DEPTH
-        number = jnp.minimum(place.astype(jnp.int32), 2**_TABLE_DEPTH - 1)
-        piece = jtu.tree_map(lambda x: x[number], self.table)
-        levels = self.depth - _TABLE_DEPTH
-        piece, rest = _descend(self.key, piece, place - number.astype(place.dtype), levels)
+        theta = jnp.clip(theta, 0.0, 1.0)
+        if self.table is None:
+            root = _root(self.key, self.count, theta.dtype)
+            piece, rest = _descend(self.key, root, theta, self.depth)
+        else:
+            place = theta * 2**_TABLE_DEPTH
+            number = jnp.minimum(place.astype(jnp.int32), 2**_TABLE_DEPTH - 1)
+            piece = jtu.tree_map(lambda x: x[number], self.table)
+            rest = place - number.astype(place.dtype)
+            piece, rest = _descend(self.key, piece, rest, self.depth - _TABLE_DEPTH)
         inside = _inside(self.key, piece, rest)
         root = jnp.sqrt(self.length)
         return Values(root * inside.w, root * self.length * inside.integral)
@@ -121,12 +131,17 @@ class VirtualBrownianTree(NoiseProcess):
 @partial(jax.jit, static_argnums=(1, 2))
 def _table(key: UInt32[Array, " 2"], dim: int, dtype: Any) -> _Piece:
     """The pieces after the first halvings, in order, with a leading axis."""
+    root = _root(key, dim, dtype)
+    middles = (jnp.arange(2**_TABLE_DEPTH).astype(dtype) + 0.5) / 2**_TABLE_DEPTH
+    return jax.vmap(lambda theta: _descend(key, root, theta, _TABLE_DEPTH)[0])(middles)
+
+
+def _root(key: Array, dim: int, dtype: Any) -> _Piece:
+    """The whole span."""
     zero = jnp.zeros(dim, dtype)
     z1, z2 = _normal_pairs(key, jnp.zeros((), jnp.uint32), dim, dtype)
     start = Values(zero, zero)
-    root = _Piece(jnp.ones((), jnp.uint32), jnp.ones((), dtype), start, z1, z2 / 12**0.5)
-    middles = (jnp.arange(2**_TABLE_DEPTH).astype(dtype) + 0.5) / 2**_TABLE_DEPTH
-    return jax.vmap(lambda theta: _descend(key, root, theta, _TABLE_DEPTH)[0])(middles)
+    return _Piece(jnp.ones((), jnp.uint32), jnp.ones((), dtype), start, z1, z2 / 12**0.5)
 
 
 def _normal_pairs(key: Array, node: Array, dim: int, dtype: Any) -> tuple[Array, Array]:

@@ -27,18 +27,34 @@ class FixedState(NamedTuple):
         return self.done
 
 
+class FixedGrid(NamedTuple):
+    """Where fixed steps end, as in `Plan`; hashable."""
+
+    steps: int
+    dt: float | None
+    times: tuple[float, ...] | None
+
+    @staticmethod
+    def of(plan: Plan) -> "FixedGrid":
+        assert plan.fixed_steps is not None
+        return FixedGrid(plan.fixed_steps, plan.fixed_dt, plan.grid)
+
+
 def fixed_time(plan: Plan, inputs: Inputs, index: Array) -> Float[Array, ""]:
     """The time after `index` fixed steps, from the index alone so that rounding cannot pile up."""
-    t0, t1 = inputs.t0, inputs.t1
-    steps = plan.fixed_steps
-    assert steps is not None
+    return time_on(FixedGrid.of(plan), inputs.t0, inputs.t1, index)
+
+
+def time_on(grid: FixedGrid, t0: Array, t1: Array, index: Array) -> Float[Array, ""]:
+    """The time after `index` steps of a grid from t0 to t1."""
+    steps = grid.steps
     i = index.astype(t0.dtype)
-    if plan.grid is not None:
-        t = jnp.asarray(plan.grid, t0.dtype)[index]
-    elif plan.fixed_dt is not None:
+    if grid.times is not None:
+        t = jnp.asarray(grid.times, t0.dtype)[index]
+    elif grid.dt is not None:
         # In single precision the rounding of dt itself would grow to a phase error.
-        high = np.asarray(plan.fixed_dt, t0.dtype)
-        low = np.asarray(plan.fixed_dt - float(high), t0.dtype)
+        high = np.asarray(grid.dt, t0.dtype)
+        low = np.asarray(grid.dt - float(high), t0.dtype)
         t = t0 + (i * high + i * low)
     else:
         t = t0 + (t1 - t0) * (i / steps)
