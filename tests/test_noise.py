@@ -64,7 +64,7 @@ def test_a_tree_is_a_brownian_motion() -> None:
     def one(key: jax.Array) -> jax.Array:
         tree = dj.noise.VirtualBrownianTree(start, start + length, 1, key)
         seen = jax.vmap(tree.look)(jnp.asarray(times))
-        return jnp.concatenate([seen.w[:, 0], seen.integral[:, 0]])
+        return jnp.sqrt(length) * jnp.concatenate([seen.w[:, 0], length * seen.integral[:, 0]])
 
     values = np.asarray(jax.jit(jax.vmap(one))(KEYS))
     s = times - start
@@ -93,6 +93,25 @@ def test_a_path_does_not_depend_on_who_looks() -> None:
     deeper = dj.noise.VirtualBrownianTree(0.0, 3.0, 2, jax.random.key(5), depth=26)
     # The pieces of the shallow tree are so short that the path moves this little in them.
     np.testing.assert_allclose(deeper(1.1), tree(1.1), atol=5 * np.sqrt(3.0 * 2.0**-20))
+
+
+def test_integrals_of_short_steps_in_single_precision() -> None:
+    """They are not lost in the rounding of the integral from the start of the span."""
+    dt, starts = 2.0**-15, np.linspace(0.25, 0.75, 64, endpoint=False)
+
+    def areas(dtype: Any) -> np.ndarray:
+        tree = dj.noise.VirtualBrownianTree(dtype(0), dtype(1), 1, jax.random.key(2))
+
+        def one(t: jax.Array) -> jax.Array:
+            given, _ = tree.over(jnp.asarray(0), t, dtype(dt), Need(area=True), tree.look(t))
+            assert given.area is not None
+            return given.area[0]
+
+        return np.asarray(jax.vmap(one)(jnp.asarray(starts, dtype)), float)
+
+    # The two see nearly the same path: their normal numbers are made of the same bits.
+    gap = areas(np.float32) - areas(np.float64)
+    assert np.sqrt(np.mean(gap**2)) < 0.1 * np.sqrt(dt**3 / 3)
 
 
 def test_coloured_and_correlated_noise() -> None:

@@ -29,14 +29,26 @@ _TABLE_DEPTH = 6
 
 
 class Values(NamedTuple):
-    """The path at a time: its value, and its integral from the start of the span."""
+    """The path at a time, on a span whose length counts as one: its value, and its integral from
+    the start of the span, with what rounding has left of that.
+
+    What a step makes of the integral is a difference far smaller than it, which in single precision
+    would be rounding and nothing else.
+    """
 
     w: Float[Array, " dim"]
     integral: Float[Array, " dim"]
+    low: Float[Array, " dim"]
+
+    def moved(self, w: Array, integral: Array) -> "Values":
+        """With something added, which is small beside the integral (Kahan's compensated sum)."""
+        total = self.integral + integral
+        low = self.low + (integral - (total - self.integral))
+        return Values(self.w + w, total, low)
 
 
 class _Piece(NamedTuple):
-    """A dyadic piece of the span, whose length counts as one: its number, its size, the path at its
+    """A dyadic piece of the span: its number, its size, the path at its
     start, its own increment, and by how much its mean lies above that of the chord (H, the
     space-time Levy area)."""
 
@@ -101,17 +113,20 @@ class VirtualBrownianTree(NoiseProcess):
         return self.length * 0.5**self.depth
 
     def at(self, t: Array) -> Float[Array, " dim"]:
-        return self.look(t).w
+        return jnp.sqrt(self.length) * self.look(t).w
 
     def over(
         self, number: Array, start: Array, dt: Array, need: Need, here: Values
     ) -> tuple[Increment, Values]:
         there = self.look(start + dt)
-        area = there.integral - here.integral - dt * here.w if need.area else None
-        return Increment(there.w - here.w, area), there
+        root, area = jnp.sqrt(self.length), None
+        if need.area:
+            whole = (there.integral - here.integral) + (there.low - here.low)
+            area = root * (self.length * whole - dt * here.w)
+        return Increment(root * (there.w - here.w), area), there
 
     def look(self, t: Float[Array, ""]) -> Values:
-        """The path and its integral at a time inside the span."""
+        """The path at a time inside the span."""
         theta = jax.lax.stop_gradient((t.astype(self.low.dtype) - self.low) / self.length)
         theta = jnp.clip(theta, 0.0, 1.0)
         if self.table is None:
@@ -123,9 +138,7 @@ class VirtualBrownianTree(NoiseProcess):
             piece = jtu.tree_map(lambda x: x[number], self.table)
             rest = place - number.astype(place.dtype)
             piece, rest = _descend(self.key, piece, rest, self.depth - _TABLE_DEPTH)
-        inside = _inside(self.key, piece, rest)
-        root = jnp.sqrt(self.length)
-        return Values(root * inside.w, root * self.length * inside.integral)
+        return _inside(self.key, piece, rest)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -140,7 +153,7 @@ def _root(key: Array, dim: int, dtype: Any) -> _Piece:
     """The whole span."""
     zero = jnp.zeros(dim, dtype)
     z1, z2 = _normal_pairs(key, jnp.zeros((), jnp.uint32), dim, dtype)
-    start = Values(zero, zero)
+    start = Values(zero, zero, zero)
     return _Piece(jnp.ones((), jnp.uint32), jnp.ones((), dtype), start, z1, z2 / 12**0.5)
 
 
@@ -174,7 +187,7 @@ def _half(key: Array, piece: _Piece, right: Array) -> _Piece:
     sign = jnp.where(right, -1.0, 1.0).astype(size.dtype)
     left_dw, left_h = 0.5 * piece.dw + bulge, shared + 0.5 * shift
     start, half = piece.start, 0.5 * size
-    middle = Values(start.w + left_dw, start.integral + half * (start.w + 0.5 * left_dw + left_h))
+    middle = start.moved(left_dw, half * (start.w + 0.5 * left_dw + left_h))
     return _Piece(
         2 * piece.node + right.astype(jnp.uint32),
         half,
@@ -198,4 +211,4 @@ def _inside(key: Array, piece: _Piece, theta: Array) -> Values:
     w = theta * piece.dw + 6 * both * piece.h + spread * z1
     integral = theta**2 * (0.5 * piece.dw + (3 - 2 * theta) * piece.h)
     start = piece.start
-    return Values(start.w + w, start.integral + size * (theta * start.w + integral))
+    return start.moved(w, size * (theta * start.w + integral))
