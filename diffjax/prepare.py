@@ -486,6 +486,9 @@ def _saving(arguments: Arguments, options: Options) -> Callable[[Any, Any, Any],
     def components(u: Any, p: Any, t: Any) -> Any:
         if not is_array(u):
             raise TypeError("save_idxs needs an array state; for a pytree give save_fn(u, p, t).")
+        if isinstance(chosen, np.ndarray) and mesh_axes(u):
+            rows = jnp.stack([u[int(i)] for i in chosen.ravel()])
+            return rows.reshape(chosen.shape + rows.shape[1:])
         return u[chosen]
 
     return components

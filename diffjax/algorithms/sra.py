@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float
 
-from ..noise.base import Increment, Need
+from ..noise.base import Increment
 from .base import Field, Norm, State
-from .stochastic import EITHER, StochasticMethod, alternating, by_sum, plus, plus_noise
+from .stochastic import EITHER, RoesslerMethod, alternating, by_sum, plus, plus_noise
 from .tableaus import stochastic as tableaus
 from .tableaus.stochastic import SRATableau
 
 
-class AdditiveRungeKutta(StochasticMethod):
+class AdditiveRungeKutta(RoesslerMethod):
     """A method of the form SRA, given by its tableau.
 
     **Arguments:** `tableau`: the coefficients.
@@ -32,23 +32,8 @@ class AdditiveRungeKutta(StochasticMethod):
     tableau: SRATableau = eqx.field(static=True)
 
     @property
-    def name(self) -> str:
-        return self.tableau.name
-
-    @property
-    def order(self) -> float:
-        return 1.5
-
-    @property
-    def error_order(self) -> float:
-        return 0.5
-
-    @property
     def step_counts(self) -> dict[str, int]:
         return {"nf": self.tableau.stages}
-
-    def need(self, dim: int) -> Need:
-        return Need(area=True)
 
     def advance(
         self, field: Field, t: Array, dt: Array, u: State, noise: Increment, norm: Norm | None

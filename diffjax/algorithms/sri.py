@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float
 
-from ..noise.base import Increment, Need
+from ..noise.base import Increment
 from .base import Field, Norm, State
 from .field import Diffusion
 from .stochastic import (
     DIAGONAL,
     ITO,
-    StochasticMethod,
+    RoesslerMethod,
     alternating,
     by_sum,
     plus,
@@ -48,7 +48,7 @@ class Integrals(eqx.Module):
         return Integrals(*(diffusion.spread(x, u) for x in each))
 
 
-class StochasticRungeKutta(StochasticMethod):
+class StochasticRungeKutta(RoesslerMethod):
     """A method of the form SRI, given by its tableau.
 
     **Arguments:** `tableau`: the coefficients.
@@ -63,23 +63,8 @@ class StochasticRungeKutta(StochasticMethod):
     tableau: SRITableau = eqx.field(static=True)
 
     @property
-    def name(self) -> str:
-        return self.tableau.name
-
-    @property
-    def order(self) -> float:
-        return 1.5
-
-    @property
-    def error_order(self) -> float:
-        return 0.5
-
-    @property
     def step_counts(self) -> dict[str, int]:
         return {"nf": len(self.tableau.drifts)}
-
-    def need(self, dim: int) -> Need:
-        return Need(area=True)
 
     def advance(
         self, field: Field, t: Array, dt: Array, u: State, noise: Increment, norm: Norm | None

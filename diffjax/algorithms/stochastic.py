@@ -1,12 +1,13 @@
 """What the methods for stochastic equations have in common."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
-from ..noise.base import Increment
+from ..noise.base import Increment, Need
 from .base import Algorithm, Field, Memory, Norm, State, StepResult
 from .stages import combine, scaled
 
@@ -71,6 +72,27 @@ class StochasticMethod(Algorithm):
     def interpolate(self, coefficients: PyTree, theta: Array) -> State:
         start, end = coefficients
         return jtu.tree_map(lambda x, y: x + scaled(y - x, theta), start, end)
+
+
+class RoesslerMethod(StochasticMethod):
+    """Base class of stochastic Runge-Kutta methods of strong order 3/2, given by a tableau."""
+
+    tableau: eqx.AbstractVar[Any]
+
+    @property
+    def name(self) -> str:
+        return self.tableau.name
+
+    @property
+    def order(self) -> float:
+        return 1.5
+
+    @property
+    def error_order(self) -> float:
+        return 0.5
+
+    def need(self, dim: int) -> Need:
+        return Need(area=True)
 
 
 def add(*states: State) -> State:
