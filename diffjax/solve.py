@@ -77,7 +77,9 @@ def solve(
         (`dj.AutoSwitch`); beyond 50 unknowns to `KenCarp4` if there is a `jac_sparsity`, else not
         at all, nor with an adjoint whose steps restart often (the continuous and the reversible).
         With a mass matrix `Rodas5P`; for a `DAEProblem` `DFBDF`; for a steady state `SSRootfind`,
-        and should that fail `DynamicSS`.
+        and should that fail `DynamicSS`. For a stochastic problem `SOSRI` (diagonal or scalar
+        noise, Ito), `SOSRA` (additive), `LambaEM` (any other Ito noise) or `LambaEulerHeun`
+        (Stratonovich).
     - `saveat`: which times to save: a number (a spacing, for a span of Python numbers; both ends
         are saved), an array of times sorted in the direction of the solve, a function
         `(t0, t1) -> times`, `"steps"` (every accepted step, padded; `sol.n` rows are filled) or
