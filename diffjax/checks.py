@@ -17,7 +17,9 @@ from .algorithms.base import Algorithm
 from .linear.sparsity import full_band
 from .noise.base import NoiseProcess
 from .problems.base import Problem
+from .problems.discrete import DiscreteProblem
 from .problems.ensemble import EnsembleProblem
+from .problems.jump import JumpProblem
 from .problems.parts import is_array
 from .problems.pattern import Pattern
 from .solution import concrete
@@ -49,6 +51,10 @@ def check_problem(prob: Any) -> None:
         )
     if isinstance(prob, EnsembleProblem):
         raise TypeError("an EnsembleProblem is solved by dj.solve(prob, alg, trajectories=N) only.")
+    if isinstance(prob, JumpProblem):
+        raise TypeError(f"jumps cannot be solved on top of a {type(prob.prob).__name__}.")
+    if isinstance(prob, DiscreteProblem):
+        raise TypeError("nothing happens in a DiscreteProblem: solve dj.JumpProblem(prob, *jumps).")
 
 
 def check_one(**given: Any) -> None:

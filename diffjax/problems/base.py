@@ -35,6 +35,10 @@ class Problem(eqx.Module):
         """The keyword arguments that rebuild this problem."""
         raise NotImplementedError
 
+    def changed(self, **changes: Any) -> Any:
+        """A problem like this one with some of its arguments changed; called by `remake`."""
+        return type(self)(**{**self.arguments(), **changes})
+
 
 _Kind = TypeVar("_Kind", bound=Problem)
 
@@ -61,7 +65,7 @@ def remake(prob: _Kind, /, **changes: Any) -> _Kind:
             f"remake: {type(prob).__name__} has no argument {unknown[0]!r}; "
             f"it takes {', '.join(arguments)}."
         )
-    return type(prob)(**{**arguments, **changes})
+    return prob.changed(**changes)
 
 
 def hold(value: Any) -> Parts | UserFunction:
