@@ -94,11 +94,13 @@ def check_algorithm(alg: Any, prob: Problem) -> None:
         check_kind_of_noise(alg, prob)
 
 
-def check_noise(prob: Problem, alg: Algorithm, key: Any, path: Any, fixed: bool) -> None:
+def check_noise(
+    prob: Problem, alg: Algorithm, key: Any, path: Any, antithetic: Any, fixed: bool
+) -> None:
     """Raise unless there is the noise that the problem and the algorithm need, and no other."""
     if not prob.stochastic:
-        for name, value in (("key", key), ("path", path)):
-            if value is not None:
+        for name, value in {"key": key, "path": path, "antithetic": antithetic}.items():
+            if value is not None and value is not False:
                 raise ValueError(
                     f"{name} is for stochastic problems, and a {type(prob).__name__} has no noise; "
                     "leave it out, or solve a dj.SDEProblem."

@@ -49,6 +49,7 @@ class Arguments(eqx.Module):
     resume: PyTree
     key: Any
     path: Any
+    negated: Any
 
 
 class Options(NamedTuple):
@@ -383,7 +384,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         path = arguments.path
         if path is None:
             path = own_noise(arguments.key, dim, options.fixed, *ends)
-        noise = noise_of_solve(path, given["correlation"], dim, times.direction)
+        noise = noise_of_solve(path, given["correlation"], arguments.negated, dim, times.direction)
         driven = {"diffusion": diffusion_args, "noise": noise}
         stops = None if options.fixed else _with_saves(stops, saves, times.t1)
     inputs = Inputs(

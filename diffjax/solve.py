@@ -62,6 +62,7 @@ def solve(
     progress: bool = False,
     key: Array | None = None,
     path: NoiseProcess | None = None,
+    antithetic: bool | Array = False,
     trajectories: int | None = None,
     batch_size: int | None = None,
     mesh: Mesh | None = None,
@@ -115,6 +116,9 @@ def solve(
         the same path at any tolerance.
     - `path`: the noise of a stochastic problem in place of a key, for example
         `dj.noise.NoiseGrid(t, W)` or `dj.noise.VirtualBrownianTree(...)`.
+    - `antithetic`: take the negative of that noise, -W for W. Of an ensemble, draw it in pairs:
+        trajectory 2k + 1 has the key of trajectory 2k and the negative of its noise, so that
+        means of functions that are nearly odd in the noise have far less variance.
     - `trajectories`: of a `dj.EnsembleProblem`, how many are solved. `batch_size`: how many of
         them side by side, by default what the cache of a CPU or the memory of an accelerator holds.
         `mesh`: a `jax.sharding.Mesh` over all of whose devices they are spread; each device solves
@@ -155,15 +159,17 @@ def solve(
         "adjoint": adjoint,
         "resume": resume,
     }
-    many = {"trajectories": trajectories, "batch_size": batch_size, "mesh": mesh}
+    many: dict[str, Any] = {"trajectories": trajectories, "batch_size": batch_size, "mesh": mesh}
     if isinstance(prob, EnsembleProblem):
         given |= {"alg": alg, "save_idxs": _hashable(save_idxs)}
         checks.check_no_path(path)
-        solved = solve_ensemble(solve, prob, given, key=key, progress=progress, throw=throw, **many)
+        many |= {"key": key, "antithetic": antithetic, "progress": progress, "throw": throw}
+        solved = solve_ensemble(solve, prob, given, **many)
         # What type checkers know of `solve` is what it gives for one problem.
         return cast(Any, solved)
     checks.check_one(**many)
-    given |= {"progress": progress, "key": key, "path": path, "throw": throw}
+    given |= {"progress": progress, "key": key, "path": path, "antithetic": antithetic}
+    given |= {"throw": throw}
     arguments, options = judge(prob, alg, **given)
     leaves, structure = jtu.tree_flatten(arguments)
     dynamic = tuple(x if is_array(x) else None for x in leaves)
@@ -203,6 +209,7 @@ def judge(
     progress: bool = False,
     key: Array | None = None,
     path: NoiseProcess | None = None,
+    antithetic: bool | Array = False,
     throw: bool | None = None,
 ) -> tuple[Arguments, Options]:
     """Judge the arguments of `solve` and part them into arrays and static options."""
@@ -243,7 +250,7 @@ def judge(
     checks.check_initial_state(prob)
     checks.check_estimates(estimates, alg)
     how = checks.check_initialize(initialize, prob)
-    checks.check_noise(prob, alg, key, path, fixed)
+    checks.check_noise(prob, alg, key, path, antithetic, fixed)
     if prob.stochastic and fixed and not every_step:
         # Between its steps a path is not known; so they are made to end on the save times.
         tstops = (*tstops, *stops_at_saves(prob, saveat, tstops, dt, steps))
@@ -261,6 +268,7 @@ def judge(
         resume=resume,
         key=None if key is None else key_words(key),
         path=path,
+        negated=None if antithetic is False else jnp.asarray(antithetic, bool),
     )
     options = Options(
         alg=alg,

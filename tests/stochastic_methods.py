@@ -97,15 +97,19 @@ def sinh_equation(interpretation: Any, **kind: Any) -> Equation:
     return Equation(problem, 1, exact)
 
 
-def linear_system(noise: Any, interpretation: Any) -> Equation:
+# Roessler 2010, equation 7.4: the drift, and the matrix of each of its noises.
+ROESSLER_DRIFT = np.full((4, 4), 1 / 20) - (3 / 2 + 1 / 20) * np.eye(4)
+ROESSLER_COLUMN = np.full((4, 4), 1 / 100) + (1 / 5 - 1 / 100) * np.eye(4)
+ROESSLER_START = np.array([1.0, -0.5, 0.75, 0.25])
+
+
+def linear_system(noise: Any, interpretation: Any, columns: Any = None) -> Equation:
     """du = A u dt + sum_k B_k u dW_k with matrices that commute, so that the solution is the
     exponential of (A - sum B_k^2/2) t + sum B_k W_k applied to u0, without the squares if
-    Stratonovich. Roessler 2010, equation 7.4, with two noises; its columns commute too."""
-    d, m = 4, 2
-    drift = np.full((d, d), 1 / 20) - (3 / 2 + 1 / 20) * np.eye(d)
-    column = np.full((d, d), 1 / 100) + (1 / 5 - 1 / 100) * np.eye(d)
-    columns = np.stack([column, column @ column * 4])
-    start = jnp.array([1.0, -0.5, 0.75, 0.25])
+    Stratonovich. Roessler 2010, equation 7.4, by default with two noises that differ."""
+    drift, start, d = ROESSLER_DRIFT, jnp.asarray(ROESSLER_START), 4
+    if columns is None:
+        columns = np.stack([ROESSLER_COLUMN, ROESSLER_COLUMN @ ROESSLER_COLUMN * 4])
 
     def f(u: Array, p: Any, t: Array) -> Array:
         return jnp.asarray(drift) @ u
@@ -120,7 +124,7 @@ def linear_system(noise: Any, interpretation: Any) -> Equation:
         return jax.scipy.linalg.expm(exponent) @ start
 
     problem = dj.SDEProblem(f, g, start, (0.0, 1.0), noise=noise, interpretation=interpretation)
-    return Equation(problem, m, exact)
+    return Equation(problem, len(columns), exact)
 
 
 def additive_equation() -> Equation:
@@ -183,6 +187,28 @@ def stiff_quadratic() -> Equation:
         (0.0, 3.0),
     )
     return Equation(problem, 1, exact)
+
+
+def ornstein_uhlenbeck() -> dj.SDEProblem:
+    """dx = theta (mu - x) dt + sigma dW (DiffEqNoiseProcess.jl)."""
+    return dj.SDEProblem(
+        lambda u, p, t: 1.0 * (1.2 - u),
+        lambda u, p, t: jnp.full(1, 0.3),
+        jnp.array([2.0]),
+        (0.0, 1.0),
+        noise="additive",
+    )
+
+
+def asinh_equation() -> dj.SDEProblem:
+    """A scalar equation with E[z^3 - 6 z^2 + 8 z] = t^3 - 3 t^2 + 2 t for z = asinh u (Debrabant,
+    Roessler, arXiv 1303.5103)."""
+    return dj.SDEProblem(
+        lambda u, p, t: u / 2 + jnp.sqrt(u**2 + 1),
+        lambda u, p, t: jnp.sqrt(u**2 + 1),
+        jnp.zeros(1),
+        (0.0, 2.0),
+    )
 
 
 def two_by_four() -> Equation:

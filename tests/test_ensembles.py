@@ -100,6 +100,44 @@ def test_stochastic_paths_by_their_own_keys() -> None:
         assert abs(float(u[:, row].var()) - var) < 4 * var * np.sqrt(2 / 4000)
 
 
+def test_antithetic_pairs() -> None:
+    """What is odd in the noise has no variance: of a linear equation with additive noise the mean
+    of a pair is the mean. Of a geometric Brownian motion the means are still right; in units of
+    the mean squared a path has the variance q - 1 and two of a pair the covariance 1/q - 1, with
+    q = exp(beta^2)."""
+    key = jax.random.key(41)
+    start, alpha, beta, count = jnp.ones(2), 0.3, 0.5, 20_000
+    growth = jnp.stack([-2.0, alpha])
+    prob = dj.SDEProblem(
+        lambda u, p, t: growth * u,
+        lambda u, p, t: jnp.stack([jnp.ones(()), beta * u[1]]),
+        start,
+        (0.0, 1.0),
+    )
+
+    def paths(count: int, **options: Any) -> jax.Array:
+        ensemble = dj.EnsembleProblem(prob)
+        given = {"dt": 1 / 64, "adaptive": False, "key": key, "antithetic": True, **options}
+        return dj.solve(ensemble, dj.SRIW1(), trajectories=count, **given).u[:, 0]
+
+    u = paths(count)
+    pairs = u.reshape(count // 2, 2, 2).mean(axis=1)
+    # The method's own mean, which is that of a Taylor polynomial.
+    step = 1 - 2 / 64 + (2 / 64) ** 2 / 2
+    np.testing.assert_allclose(pairs[:, 0], step**64, rtol=1e-12)
+    assert jnp.std(u[:, 0]) > 0.4
+    mean, q = np.exp(alpha), np.exp(beta**2)
+    var = mean**2 * ((q - 1) + (1 / q - 1)) / 2
+    assert abs(float(pairs[:, 1].mean()) - mean) < 4 * np.sqrt(var / (count // 2))
+    np.testing.assert_allclose(pairs[:, 1].var(), var, rtol=0.15)
+    np.testing.assert_allclose(u[:, 1].var(), mean**2 * (q - 1), rtol=0.05)
+    # A pair has the key of its number, whatever the tile.
+    alone = dj.solve(prob, dj.SRIW1(), steps=64, adaptive=False, key=jax.random.fold_in(key, 1))
+    few = paths(5, batch_size=2)
+    np.testing.assert_allclose(few[2], alone.u[0], rtol=1e-12)
+    np.testing.assert_allclose(few, u[:5], rtol=1e-12)
+
+
 def test_inside_jit_vmap_and_float32() -> None:
     """Backwards, in single precision, and for several parameters at once."""
     start = dj.remake(PROB, u0=PROB.u0.astype(jnp.float32), tspan=(1.0, 0.0))
@@ -168,6 +206,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "batch": (ENSEMBLE, {"trajectories": 3, "batch_size": 0}, ValueError, "batch_size must be"),
     "mesh": (ENSEMBLE, {"trajectories": 3, "mesh": "cpu"}, TypeError, "mesh must be a jax"),
     "key": (ENSEMBLE, {"trajectories": 3, "key": 1}, TypeError, "key must be a key"),
+    "pairs": (ENSEMBLE, {"trajectories": 3, "antithetic": 1}, TypeError, "antithetic of an"),
     "resume": (ENSEMBLE, {"trajectories": 3, "resume": 1}, ValueError, "resume has no meaning"),
     "member": (
         dj.EnsembleProblem(PROB, lambda prob, i, key: prob.p),

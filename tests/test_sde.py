@@ -195,6 +195,22 @@ def test_the_noise_can_be_read_back(options: dict[str, Any]) -> None:
     assert np.all(np.abs(later.noise(1.5) - sol.noise(0.5)) > 1e-6)
 
 
+@pytest.mark.parametrize("options", [EM_STEPS, ADAPTIVE], ids=["fixed", "adaptive"])
+def test_a_path_can_be_negated(options: dict[str, Any]) -> None:
+    """By a number that is known or traced, in single precision and backwards in time."""
+    single = {"u0": PROB.u0.astype(jnp.float32), "p": P.astype(jnp.float32)}
+    prob = dj.remake(PROB, tspan=(1.0, 0.0), **single)
+
+    def noise(antithetic: Any) -> jax.Array:
+        sol = dj.solve(prob, key=KEY, antithetic=antithetic, **options)
+        return sol.noise(jnp.array([0.7, 0.0]))
+
+    both = jax.jit(jax.vmap(noise))(jnp.array([False, True]))
+    assert both.dtype == jnp.float32
+    np.testing.assert_allclose(both[0], noise(False), rtol=1e-5)
+    np.testing.assert_array_equal(both[1], -both[0])
+
+
 def test_single_precision_pytrees_and_backward_time() -> None:
     """A dictionary in float32; a Stratonovich equation solved there and back on one path."""
     state = {"x": jnp.ones(2, jnp.float32), "y": jnp.ones((), jnp.float32)}
@@ -307,6 +323,11 @@ def _bad(**changes: Any) -> dj.SDEProblem:
             lambda: dj.solve(dj.ODEProblem(drift, jnp.ones(1), (0.0, 1.0), P), dj.Tsit5(), key=KEY),
             ValueError,
             "key is for stochastic problems",
+        ),
+        (
+            lambda: dj.solve(dj.ODEProblem(drift, jnp.ones(1), (0.0, 1.0), P), antithetic=True),
+            ValueError,
+            "antithetic is for stochastic problems",
         ),
     ],
 )

@@ -21,6 +21,7 @@ from .stochastic_methods import (
     Equation,
     StrongMethod,
     additive_equation,
+    asinh_equation,
     linear_equation,
     linear_system,
     observed_order,
@@ -325,22 +326,13 @@ def weak_errors(
 
 
 def test_weak_order_of_dri1() -> None:
-    """A scalar equation with E[z^3 - 6 z^2 + 8 z] = t^3 - 3 t^2 + 2 t for z = asinh u (Debrabant,
-    Roessler, arXiv 1303.5103)."""
-    prob = dj.SDEProblem(
-        lambda u, p, t: u / 2 + jnp.sqrt(u**2 + 1),
-        lambda u, p, t: jnp.sqrt(u**2 + 1),
-        jnp.zeros(1),
-        (0.0, 2.0),
-    )
-
     def functional(u: Array) -> Array:
         z = jnp.arcsinh(u[0])
         return z**3 - 6 * z**2 + 8 * z
 
     steps = (4, 6, 9)
     values, weights = np.array([[-2.0], [0.1], [2.0]]), np.array([1 / 6, 2 / 3, 1 / 6])
-    errors = np.abs(weak_errors(prob, values, weights, steps, functional))
+    errors = np.abs(weak_errors(asinh_equation(), values, weights, steps, functional))
     assert abs(observed_order(errors, steps) - 2.0) < 0.3, errors
 
 

@@ -22,6 +22,7 @@ def check_arguments(
     prob: EnsembleProblem,
     options: dict[str, Any],
     key: Any,
+    antithetic: Any,
     trajectories: Any,
     batch_size: Any,
     mesh: Any,
@@ -40,6 +41,11 @@ def check_arguments(
     if key is not None and not is_array(key):
         raise TypeError(
             f"key must be a key such as jax.random.key(0), got {type(key).__name__} {key!r}."
+        )
+    if not isinstance(antithetic, bool):
+        raise TypeError(
+            "antithetic of an ensemble must be True or False, for every second trajectory or none, "
+            f"got {antithetic!r}."
         )
     if options["resume"] is not None:
         raise ValueError(

@@ -39,6 +39,7 @@ class _Job(NamedTuple):
     """What is static about an ensemble; hashable."""
 
     solve: Solve
+    antithetic: bool
     shared_times: bool
     batch_size: int | None
     mesh: Mesh | None
@@ -91,6 +92,7 @@ def solve_ensemble(
     options: dict[str, Any],
     *,
     key: Array | None,
+    antithetic: Any,
     trajectories: int | None,
     batch_size: int | None,
     mesh: Mesh | None,
@@ -101,7 +103,7 @@ def solve_ensemble(
 
     `options` are the keyword arguments of `solve` that are the same for every trajectory.
     """
-    count = check_arguments(prob, options, key, trajectories, batch_size, mesh)
+    count = check_arguments(prob, options, key, antithetic, trajectories, batch_size, mesh)
     overrides = {k: options[k] for k in ("u0", "tspan", "p") if options[k] is not None}
     if overrides:
         prob = remake(prob, prob=remake(prob.prob, **overrides))
@@ -115,7 +117,7 @@ def solve_ensemble(
     if mesh is not None:
         # Without the explicit axes of `jax.make_mesh`: what comes back is sliced and summed freely.
         mesh = Mesh(mesh.devices, mesh.axis_names)
-    job = _Job(solve, shared, batch_size, mesh)
+    job = _Job(solve, antithetic, shared, batch_size, mesh)
     inputs = _Inputs(prob, key, Parts(held, dynamic=is_array), jnp.zeros((), jnp.int32))
     acc = None if prob.init is None else jtu.tree_map(jnp.asarray, prob.init)
     # Under a trace there is nothing yet to show.
@@ -221,10 +223,13 @@ def _reduction(prob: EnsembleProblem) -> Any:
 
 def _solved(job: _Job, inputs: _Inputs, i: Int[Array, ""]) -> Solution:
     """The solution of problem i; this alone says what it is."""
-    key = None if inputs.key is None else jax.random.fold_in(inputs.key, i)
+    number = i // 2 if job.antithetic else i
+    key = None if inputs.key is None else jax.random.fold_in(inputs.key, number)
     member = inputs.prob.prob_func(inputs.prob.prob, i, key)
     check_member(member)
-    draws = {"key": key} if member.stochastic else {}
+    draws: dict[str, Any] = {"key": key} if member.stochastic else {}
+    if job.antithetic:
+        draws["antithetic"] = i % 2 == 1
     return job.solve(member, **inputs.options.value, **draws, throw=False)
 
 

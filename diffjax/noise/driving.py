@@ -4,10 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Bool, Float, UInt32
 
 from .base import NoiseProcess
-from .mixed import Correlated, Turned
+from .mixed import Correlated, Negated, Turned
 from .random import threefry
 from .steps import StepNoise
 from .tree import VirtualBrownianTree
@@ -34,9 +34,13 @@ def own_noise(
 
 
 def noise_of_solve(
-    process: NoiseProcess, factor: Array | None, dim: int, direction: Any
+    process: NoiseProcess,
+    factor: Array | None,
+    negated: Bool[Array, ""] | None,
+    dim: int,
+    direction: Any,
 ) -> NoiseProcess:
-    """The noise as the steps see it: correlated, and in a time that runs forwards.
+    """The noise as the steps see it: correlated, negated, and in a time that runs forwards.
 
     **Raises:** `ValueError` if it does not have the `dim` components that g asks for.
     """
@@ -47,6 +51,8 @@ def noise_of_solve(
             f"the noise must have {dim} components, as many as g asks for; "
             f"{'path' if factor is None else 'correlation'} has {process.dim}."
         )
+    if negated is not None:
+        process = Negated(process, negated)
     if isinstance(direction, float) and direction == 1.0:
         return process
     return Turned(process, direction)

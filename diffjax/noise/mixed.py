@@ -1,10 +1,11 @@
-"""Other processes seen otherwise: mixed, or in a time that runs backwards."""
+"""Other processes seen otherwise: mixed, negated, or in a time that runs backwards."""
 
 import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+import jax.tree_util as jtu
+from jaxtyping import Array, Bool, Float, PyTree
 
 from .base import Increment, Need, NoiseProcess
 
@@ -78,6 +79,32 @@ class Correlated(Wrapped):
         factor = self.factor.astype(dt.dtype)
         area = None if plain.area is None else factor @ plain.area
         return Increment(factor @ plain.dw, area, plain.extra), there
+
+
+class Negated(Wrapped):
+    """Another process, with its sign turned where `negated` is true."""
+
+    negated: Bool[Array, ""]
+
+    @property
+    def dim(self) -> int:
+        return self.process.dim
+
+    def at(self, t: Array) -> Float[Array, " dim"]:
+        return self._signed(self.process.at(t))
+
+    def look(self, t: Array) -> PyTree:
+        return self.process.look(t)
+
+    def over(
+        self, number: Array, start: Array, dt: Array, need: Need, here: PyTree
+    ) -> tuple[Increment, PyTree]:
+        # Of further numbers too: those that Levy areas are made of are linear in the path.
+        plain, there = self.process.over(number, start, dt, need, here)
+        return jtu.tree_map(self._signed, plain), there
+
+    def _signed(self, x: Array) -> Array:
+        return jnp.where(self.negated, -x, x)
 
 
 class Turned(Wrapped):

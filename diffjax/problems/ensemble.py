@@ -24,7 +24,8 @@ class EnsembleProblem(Problem):
     - `prob_func`: `prob_func(prob, i, key) -> prob` makes the problem of trajectory i from `prob`,
         most often by `dj.remake`. `i` is a traced integer from 0, so tables are arrays and are
         indexed as such; `key` is the trajectory's own, `jax.random.fold_in(key, i)` of the key
-        that `solve` was given (None without one). All problems have the same shapes.
+        that `solve` was given (None without one; with `antithetic=True` two that follow one another
+        have the same). All problems have the same shapes.
     - `output_func`: `output_func(sol, i) -> out`, what is kept of a trajectory's `dj.Solution`,
         any pytree of arrays.
     - `reduction`: `reduction(acc, outs) -> acc` folds the outputs of one tile of trajectories,
