@@ -6,6 +6,7 @@ integral at any time; a closed form is a function of these.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -46,26 +47,52 @@ class Equation:
     exact: Callable[[Float[Array, " dim"], Float[Array, " dim"]], Array]
 
 
+def ends(
+    prob: dj.SDEProblem, alg: dj.Algorithm, steps: tuple[int, ...], path: dj.noise.NoiseProcess
+) -> Float[Array, "numbers ..."]:
+    """The state at the end, by number of steps. The numbers are multiples of the first, which is
+    how many steps a solve takes before the next goes on from its end: one program for all."""
+    t0, t1 = prob.tspan
+
+    def end(parts: Array) -> Array:
+        def part(i: Array, u: Array) -> Array:
+            span = tuple(t0 + (t1 - t0) * ((i + k) / parts) for k in (0, 1))
+            return dj.solve(prob, alg, u0=u, tspan=span, steps=steps[0], path=path).u_end
+
+        return jax.lax.fori_loop(0, parts, part, prob.u0)
+
+    return jax.lax.map(end, jnp.array([n // steps[0] for n in steps]))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def brownian_paths(
+    number: int, dim: int, t0: float = 0.0, t1: float = 1.0
+) -> tuple[dj.noise.VirtualBrownianTree, Array, Array]:
+    """Paths with W(t1) and its integral: made for all methods alike, by one program."""
+
+    def one(key: Array) -> tuple[dj.noise.VirtualBrownianTree, Array, Array]:
+        tree = dj.noise.VirtualBrownianTree(t0, t1, dim, key, depth=DEPTH)
+        end = tree.look(jnp.asarray(t1))
+        # What the tree keeps is of a span of length one.
+        return tree, t1**0.5 * end.w, t1**1.5 * end.integral
+
+    return jax.vmap(one)(jax.random.split(jax.random.key(3), number))
+
+
 def rms_errors(
-    alg: dj.Algorithm, equation: Equation, steps: tuple[int, ...], paths: int = 400, **solve: Any
+    alg: dj.Algorithm, equation: Equation, steps: tuple[int, ...], paths: int = 400
 ) -> np.ndarray:
     """The root mean square error at the end, over paths and components, by number of steps."""
-    t0, t1 = equation.problem.tspan
 
     @jax.jit
     @jax.vmap
-    def errors(key: Array) -> Array:
-        tree = dj.noise.VirtualBrownianTree(t0, t1, equation.dim, key, depth=DEPTH)
-        end = tree.look(jnp.asarray(t1))
-        # What the tree keeps is of a span of length one.
-        exact = equation.exact(t1**0.5 * end.w, t1**1.5 * end.integral)
-        ends = [
-            dj.solve(equation.problem, alg, steps=n, adaptive=False, path=tree, **solve).u[-1]
-            for n in steps
-        ]
-        return jnp.stack([jnp.mean((u - exact) ** 2) for u in ends])
+    def errors(tree: dj.noise.VirtualBrownianTree, w: Array, integral: Array) -> Array:
+        exact = equation.exact(w, integral)
+        got = ends(equation.problem, alg, steps, tree)
+        return jax.vmap(lambda u: jnp.mean((u - exact) ** 2))(got)
 
-    return np.sqrt(np.mean(errors(jax.random.split(jax.random.key(3), paths)), axis=0))
+    given = brownian_paths(paths, equation.dim, *equation.problem.tspan)
+    return np.sqrt(np.mean(errors(*given), axis=0))
 
 
 def observed_order(errors: np.ndarray, steps: tuple[int, ...]) -> float:

@@ -22,6 +22,8 @@ from .stochastic_methods import (
     StrongMethod,
     additive_equation,
     asinh_equation,
+    brownian_paths,
+    ends,
     linear_equation,
     linear_system,
     observed_order,
@@ -94,15 +96,13 @@ def test_strong_order_of_additive_noise_with_a_nonlinear_drift() -> None:
     """du = sin(2u) dt + s dW against SRA3 with 2048 steps on the same path. The noise in the stages
     of SKenCarp is some 14 times that of the others, so that it has less of it here, and terms of
     higher order show."""
-    steps, cases = (16, 32, 64, 128), [(dj.SRA1(), 1.0), (dj.SRA3(), 1.0), (dj.SOSRA(), 1.0)]
-    cases = [*cases, (dj.SKenCarp(), 0.05)]
+    steps = (16, 32, 64, 128)
+    cases = [(dj.SRA1(), 1.0), (dj.SRA3(), 1.0), (dj.SOSRA(), 1.0), (dj.SKenCarp(), 0.05)]
 
     @jax.jit
     @jax.vmap
-    def errors(key: Array) -> Array:
-        tree = dj.noise.VirtualBrownianTree(0.0, 1.0, 1, key, depth=DEPTH)
-
-        def end(alg: dj.Algorithm, strength: float, n: int) -> Array:
+    def errors(tree: dj.noise.VirtualBrownianTree) -> Array:
+        def solved(alg: dj.Algorithm, strength: Any, steps: tuple[int, ...]) -> Array:
             prob = dj.SDEProblem(
                 lambda u, p, t: jnp.sin(2 * u),
                 lambda u, p, t: jnp.full(1, strength),
@@ -110,13 +110,15 @@ def test_strong_order_of_additive_noise_with_a_nonlinear_drift() -> None:
                 (0.0, 1.0),
                 noise="additive",
             )
-            return dj.solve(prob, alg, steps=n, adaptive=False, path=tree).u[-1, 0]
+            return ends(prob, alg, steps, tree)[:, 0]
 
-        fine = {s: end(dj.SRA3(), s, 2048) for s in (1.0, 0.05)}
-        rows = [jnp.stack([end(alg, s, n) - fine[s] for n in steps]) for alg, s in cases]
-        return jnp.stack(rows) ** 2
+        strengths = jnp.array([1.0, 0.05])
+        strong, weak = jax.lax.map(lambda s: solved(dj.SRA3(), s, (*steps, 2048)), strengths)
+        fine = {1.0: strong[-1], 0.05: weak[-1]}
+        rows = [strong[:-1] if alg.name == "SRA3" else solved(alg, s, steps) for alg, s in cases]
+        return jnp.stack([row - fine[s] for row, (_, s) in zip(rows, cases, strict=True)]) ** 2
 
-    got = np.sqrt(np.mean(errors(jax.random.split(jax.random.key(11), 300)), axis=0))
+    got = np.sqrt(np.mean(errors(brownian_paths(300, 1)[0]), axis=0))
     orders = [observed_order(row, steps) for row in got]
     assert np.all(np.abs(np.array(orders[:3]) - 1.5) < 0.2), orders
     assert orders[3] > 1.3, orders
@@ -172,18 +174,19 @@ def test_moments_of_levy_areas() -> None:
 
 
 def test_additive_noise_alone_is_exact() -> None:
-    tree = dj.noise.VirtualBrownianTree(0.0, 1.0, 2, jax.random.key(6), depth=DEPTH)
     prob = dj.SDEProblem(
         lambda u, p, t: jnp.zeros_like(u), lambda u, p, t: jnp.ones(2), jnp.zeros(2), (0.0, 1.0)
     )
     prob = dj.remake(prob, noise="additive")
 
     @jax.jit
-    def ends() -> list[Array]:
+    def solved(key: Array) -> tuple[list[Array], Array]:
+        tree = dj.noise.VirtualBrownianTree(0.0, 1.0, 2, key, depth=DEPTH)
         algs = [dj.SRA1(), dj.SOSRA(), dj.SKenCarp()]
-        return [dj.solve(prob, alg, steps=20, adaptive=False, path=tree).u[-1] for alg in algs]
+        return [dj.solve(prob, alg, steps=20, path=tree).u_end for alg in algs], tree(1.0)
 
-    np.testing.assert_allclose(np.stack(ends()), np.tile(tree(1.0), (3, 1)), atol=1e-14)
+    got, wanted = solved(jax.random.key(6))
+    np.testing.assert_allclose(np.stack(got), np.tile(wanted, (3, 1)), atol=1e-14)
 
 
 def test_stiff_drift_far_above_the_explicit_limit() -> None:

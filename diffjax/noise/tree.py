@@ -50,13 +50,18 @@ class Values(NamedTuple):
 class _Piece(NamedTuple):
     """A dyadic piece of the span: its number, its size, the path at its
     start, its own increment, and by how much its mean lies above that of the chord (H, the
-    space-time Levy area)."""
+    space-time Levy area).
+
+    `draws` are the two normal numbers of its node, of which its halves are made. They are made with
+    the piece: what a loop carries XLA computes once, not anew for everything that is made of it.
+    """
 
     node: UInt32[Array, ""]
     size: Float[Array, ""]
     start: Values
     dw: Float[Array, " dim"]
     h: Float[Array, " dim"]
+    draws: tuple[Float[Array, " dim"], Float[Array, " dim"]]
 
 
 class VirtualBrownianTree(NoiseProcess):
@@ -138,7 +143,7 @@ class VirtualBrownianTree(NoiseProcess):
             piece = jtu.tree_map(lambda x: x[number], self.table)
             rest = place - number.astype(place.dtype)
             piece, rest = _descend(self.key, piece, rest, self.depth - _TABLE_DEPTH)
-        return _inside(self.key, piece, rest)
+        return _inside(piece, rest)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -152,15 +157,10 @@ def _table(key: UInt32[Array, " 2"], dim: int, dtype: Any) -> _Piece:
 def _root(key: Array, dim: int, dtype: Any) -> _Piece:
     """The whole span."""
     zero = jnp.zeros(dim, dtype)
-    z1, z2 = _normal_pairs(key, jnp.zeros((), jnp.uint32), dim, dtype)
-    start = Values(zero, zero, zero)
-    return _Piece(jnp.ones((), jnp.uint32), jnp.ones((), dtype), start, z1, z2 / 12**0.5)
-
-
-def _normal_pairs(key: Array, node: Array, dim: int, dtype: Any) -> tuple[Array, Array]:
-    """Two vectors of standard normal numbers for a node."""
-    # With a barrier, or XLA would compute them anew for everything that is made of them.
-    return jax.lax.optimization_barrier(normal_pairs(key, node, dim, dtype))
+    draws = jax.vmap(lambda node: normal_pairs(key, node, dim, dtype))
+    (z1, first), (z2, second) = draws(jnp.arange(2, dtype=jnp.uint32))
+    start, one = Values(zero, zero, zero), jnp.ones((), dtype)
+    return _Piece(jnp.ones((), jnp.uint32), one, start, z1, z2 / 12**0.5, (first, second))
 
 
 def _descend(key: Array, piece: _Piece, rest: Array, levels: int) -> tuple[_Piece, Array]:
@@ -178,8 +178,7 @@ def _descend(key: Array, piece: _Piece, rest: Array, levels: int) -> tuple[_Piec
 
 def _half(key: Array, piece: _Piece, right: Array) -> _Piece:
     """The left or the right half of a piece."""
-    size = piece.size
-    z1, z2 = _normal_pairs(key, piece.node, piece.dw.shape[0], size.dtype)
+    size, (z1, z2) = piece.size, piece.draws
     root = jnp.sqrt(size)
     turn, shift = root / 4 * z1, root / 12**0.5 * z2
     bulge = 1.5 * piece.h + turn
@@ -187,25 +186,26 @@ def _half(key: Array, piece: _Piece, right: Array) -> _Piece:
     sign = jnp.where(right, -1.0, 1.0).astype(size.dtype)
     left_dw, left_h = 0.5 * piece.dw + bulge, shared + 0.5 * shift
     start, half = piece.start, 0.5 * size
+    node = 2 * piece.node + right.astype(jnp.uint32)
     middle = start.moved(left_dw, half * (start.w + 0.5 * left_dw + left_h))
     return _Piece(
-        2 * piece.node + right.astype(jnp.uint32),
+        node,
         half,
         Values(*(jnp.where(right, m, s) for m, s in zip(middle, start, strict=True))),
         0.5 * piece.dw + sign * bulge,
         shared + sign * 0.5 * shift,
+        normal_pairs(key, node, piece.dw.shape[0], size.dtype),
     )
 
 
-def _inside(key: Array, piece: _Piece, theta: Array) -> Values:
+def _inside(piece: _Piece, theta: Array) -> Values:
     """The path at a fraction of the last piece, of the right mean and variance given its ends.
 
     For s in (0, 1) and a Brownian motion B on it with integral A, the regression of B(s) on B(1)
     and H = A(1) - B(1)/2 has the coefficients s and 6 s (1 - s), that of A(s) s**2/2 and
     3 s**2 - 2 s**3.
     """
-    size = piece.size
-    z1, _ = _normal_pairs(key, piece.node, piece.dw.shape[0], size.dtype)
+    size, (z1, _) = piece.size, piece.draws
     both = theta * (1 - theta)
     spread = jnp.sqrt(size * both * (1 - 3 * both))
     w = theta * piece.dw + 6 * both * piece.h + spread * z1
