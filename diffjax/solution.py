@@ -55,6 +55,7 @@ class Solution(eqx.Module):
     - `final`: pass it as `solve(..., resume=sol.final)` to go on from here.
     - `estimates`: with `estimates=True` the `Estimates` of the steps, to be part of a loss (Pal et
         al. 2021, arXiv 2105.03918).
+    - `events`: of a pure jump process with `saveat="steps"` the jumps, times `t` and `which`.
 
     With `dense=True`, `sol(t)` evaluates the solution anywhere in the span.
     """
@@ -68,6 +69,7 @@ class Solution(eqx.Module):
     _retcode: Int[Array, ""]
     final: PyTree
     estimates: Estimates | None
+    events: Any
     _interpolation: Any
     _noise: Any = None
 

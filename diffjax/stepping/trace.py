@@ -33,7 +33,7 @@ def trace_field(
         state = layout.unravel(u[0] if len(u) == 1 else u)
         value = jtu.tree_unflatten(structure, parameters).value
         du = f(state, value, t if forwards else t * direction)
-        out = layout.ravel(_checked(du, state))
+        out = layout.ravel(checked(du, state))
         if forwards:
             return out
         return jtu.tree_map(lambda x: x * jnp.asarray(direction).astype(x.dtype), out)
@@ -62,7 +62,7 @@ def trace_residual(
         turned = [x * jnp.asarray(direction).astype(x.dtype) for x in slope]
         du, u = (layout.unravel(x[0] if len(x) == 1 else tuple(x)) for x in (turned, state))
         value = jtu.tree_unflatten(structure, parameters).value
-        return layout.ravel(_checked(F(du, u, value, t * direction), u, "F"))
+        return layout.ravel(checked(F(du, u, value, t * direction), u, "F"))
 
     closed = jax.make_jaxpr(residual)(leaves, t, *raveled, *raveled)
     return hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)))
@@ -92,10 +92,10 @@ def trace_diffusion(
         state = layout.unravel(u[0] if len(u) == 1 else u)
         gu = g(state, jtu.tree_unflatten(structure, parameters).value, t * direction)
         if not is_matrix:
-            return layout.ravel(_checked(gu, state, "g"))
+            return layout.ravel(checked(gu, state, "g"))
         dim = _columns(gu, noise_dim)
         like = jtu.tree_map(lambda x: jnp.broadcast_to(x[..., None], (*x.shape, dim)), state)
-        return layout.ravel_columns(_checked(gu, like, "g"))
+        return layout.ravel_columns(checked(gu, like, "g"))
 
     closed = jax.make_jaxpr(diffusion)(leaves, t, *raveled)
     state_vars = closed.jaxpr.invars[len(leaves) + 1 :]
@@ -164,7 +164,7 @@ def hoist(jaxpr: Any, args: tuple[Array, ...]) -> tuple[Any, tuple[Array, ...]]:
     return field, tuple(jex.jaxpr_as_fun(jex.ClosedJaxpr(before, ()))(*args))
 
 
-def _checked(du: PyTree, u: PyTree, name: str = "f") -> PyTree:
+def checked(du: PyTree, u: PyTree, name: str = "f") -> PyTree:
     """`du` with weakly typed leaves cast, or a clear error; `name` is the function's."""
     got, wanted = jtu.tree_structure(du), jtu.tree_structure(u)
     if got != wanted:
