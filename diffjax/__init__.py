@@ -116,6 +116,8 @@ from .jumps.aggregators import Direct as Direct
 from .jumps.aggregators import FirstReaction as FirstReaction
 from .jumps.aggregators import NextReaction as NextReaction
 from .jumps.exact import SSAStepper as SSAStepper
+from .jumps.leaping import CaoTauLeaping as CaoTauLeaping
+from .jumps.leaping import TauLeaping as TauLeaping
 from .linear.krylov import GMRES as GMRES
 from .problems import ConstantRateJump as ConstantRateJump
 from .problems import DAEProblem as DAEProblem

@@ -188,6 +188,53 @@ def test_solve_options() -> None:
     assert int(twice[0]) == 2 * int(again.u[0])
 
 
+def test_leaping() -> None:
+    """Fixed and adaptive leaps beside exact simulation, on an epidemic with an influx."""
+    exact = solutions(sir_influx(), 2000, saveat=10.0)
+    infected = np.asarray(exact.u[..., 1]).mean(0)
+    leaps = ((dj.TauLeaping(), {"dt": 0.1}), (dj.CaoTauLeaping(), {}))
+    for alg, options in leaps:
+        sol = solutions(sir_influx(), 120, alg, saveat=10.0, **options)
+        assert np.all(np.asarray(sol.u) >= 0)
+        np.testing.assert_allclose(np.asarray(sol.u[..., 1]).mean(0), infected, rtol=0.1)
+        # Every jump counts, though they are not taken one by one.
+        assert abs(np.mean(sol.stats.nevents) / np.mean(exact.stats.nevents) - 1) < 0.02
+    assert int(sol.stats.naccept.max()) <= int(sol.stats.nevents.max())
+
+
+def test_adaptive_leaps_are_long() -> None:
+    """Of many molecules few leaps; of few none, and never less than no molecules."""
+    dimers = dj.MassActionJump(lambda p: p, [[2, 0], [0, 1]], [[-2, 1], [0, -1]])
+    p = jnp.array([1e-5, 1.0], jnp.float32)
+    inner = dj.DiscreteProblem(jnp.array([100_000, 0], jnp.int32), (0.0, 8.0), p)
+    sol = solutions(dj.JumpProblem(inner, dimers), 100, dj.CaoTauLeaping(), saveat=4.0)
+    # x' = -c x (x - 1), each event taking two: the rate equation is exact for so many.
+    wanted = 1e5 / (1 + 1e5 * 1e-5 * 4.0)
+    assert abs(float(sol.u[:, 1, 0].mean()) / wanted - 1) < 0.02
+    assert int(sol.u.min()) >= 0
+    assert int(sol.stats.naccept.max()) < 0.04 * int(sol.stats.nevents.min())
+
+
+def test_regular_jumps() -> None:
+    """The same by a table, by a function of counts, and exactly; a pytree, with traced steps."""
+    rates = {"rate": lambda u, p, t: p * jnp.stack([u["a"], 5.0])}
+
+    def change(u: Any, p: Any, t: Any, counts: Any) -> Any:
+        return {"a": (counts[1] - counts[0]).astype(u["a"].dtype)}
+
+    def mean(jump: dj.RegularJump, alg: Any, **options: Any) -> Any:
+        inner = dj.DiscreteProblem({"a": jnp.array(200.0)}, (0.0, 1.0), 0.8)
+        return solutions(dj.JumpProblem(inner, jump), 2000, alg, **options).u["a"][:, -1]
+
+    wanted = 5 + 195 * np.exp(-0.8)
+    table = dj.RegularJump(rates["rate"], [[-1], [1]])
+    leaps = mean(table, dj.TauLeaping(), steps=200)
+    check_mean(leaps, wanted)
+    same = mean(dj.RegularJump(rates["rate"], change), dj.TauLeaping(), dt=1 / 200)
+    np.testing.assert_allclose(same, leaps)
+    check_mean(mean(table, dj.SSAStepper()), wanted)
+
+
 def _one_jump(rate: Callable[..., Any], **bound: Any) -> dj.JumpProblem:
     kind = dj.VariableRateJump if bound else dj.ConstantRateJump
     inner = dj.DiscreteProblem(jnp.array([3.0]), (0.0, 10.0))
@@ -200,6 +247,11 @@ FAILURES = {
     "over its bound": (
         _one_jump(lambda u, p, t: t, urate=lambda u, p, t: 1.0),
         {},
+        "event_failed",
+    ),
+    "leaps too long": (
+        single_pair(),
+        {"alg": dj.TauLeaping(), "steps": 1, "u0": jnp.array([8, 8, 0])},
         "event_failed",
     ),
     "many": (birth_death(), {"saveat": 0.01, "max_steps": 10}, "max_steps"),
@@ -232,6 +284,8 @@ PROB = birth_death()
         (PROB, {"tspan": (1.0, 0.0)}, "forwards"),
         (PROB, {"dense": True}, "dense=True has no meaning"),
         (PROB, {"dt": 0.1}, "no meaning for SSAStepper"),
+        (PROB, {"alg": dj.TauLeaping(), "dt": 0.1}, "cannot take a ConstantRateJump"),
+        (single_pair(), {"alg": dj.TauLeaping()}, "give dt="),
         (PROB, {"u0": jnp.array([True])}, "integer or floating point"),
         (PROB.prob, {}, "JumpProblem"),
         (_one_jump(lambda u, p, t: u[None]), {}, "rate must return a scalar"),

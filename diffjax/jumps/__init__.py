@@ -5,3 +5,5 @@ from .aggregators import Direct as Direct
 from .aggregators import FirstReaction as FirstReaction
 from .aggregators import NextReaction as NextReaction
 from .exact import SSAStepper as SSAStepper
+from .leaping import CaoTauLeaping as CaoTauLeaping
+from .leaping import TauLeaping as TauLeaping

@@ -27,7 +27,7 @@ from ..problems.jump_kinds import (
 from ..problems.parts import Parts
 from ..stepping.trace import checked, hoist
 from ..stepping.varying import mesh_axes, vary_over
-from .mass_action import Reactions, add_to_species, species_of
+from .mass_action import Reactions, add, change_by, species_of
 
 Leaves = list[Array]
 
@@ -38,6 +38,7 @@ class ChannelArgs(NamedTuple):
     rates: tuple[Array, ...]
     bounds: tuple[Array, ...]
     affects: tuple[Array, ...]
+    changes: tuple[Array, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,9 @@ class Channels:
     - `count`: how many; `dtype`: of their rates, and of time.
     - `rate_jaxpr`, `affect_jaxpr`: all rates, and all affects, of which one is chosen.
     - `bound_jaxpr`: bounds of the rates and for how long they hold; None if the rates are constant.
+    - `change_jaxpr`: what is added by many jumps at once; None if that was not asked for.
+    - `reactants`, `net_change`: of all reactions, of shape (count, species); None if there are
+        jumps of another kind.
     """
 
     count: int
@@ -54,6 +58,15 @@ class Channels:
     rate_jaxpr: Any
     bound_jaxpr: Any
     affect_jaxpr: Any
+    change_jaxpr: Any
+    reactants: np.ndarray | None
+    net_change: np.ndarray | None
+
+    @property
+    def traced(self) -> tuple[Any, ...]:
+        """All jaxprs."""
+        jaxprs = (self.rate_jaxpr, self.bound_jaxpr, self.affect_jaxpr, self.change_jaxpr)
+        return tuple(jaxpr for jaxpr in jaxprs if jaxpr is not None)
 
     def rates(self, args: ChannelArgs, t: Array, u: Leaves) -> Float[Array, " count"]:
         """How often each jump happens, at this time in this state."""
@@ -74,6 +87,11 @@ class Channels:
         """The state after a jump; `words` are those of a key, for affects that are random."""
         return evaluate(self.affect_jaxpr, (), *args.affects, index, words, t, *u)
 
+    def after(self, args: ChannelArgs, counts: Int[Array, " count"], t: Array, u: Leaves) -> Leaves:
+        """The state after so many jumps of each kind at once."""
+        change = evaluate(self.change_jaxpr, (), *args.changes, counts, t, *u)
+        return [x + dx for x, dx in zip(u, change, strict=True)]
+
 
 class _View(NamedTuple):
     """One jump as a number of channels; all functions take the user's u, p and t.
@@ -81,6 +99,7 @@ class _View(NamedTuple):
     - `rates`, and `bounds` (if they change between jumps): of shape (width,).
     - `interval`: for how long the bounds hold, or None.
     - `affect`: `affect(u, p, t, index, words) -> u`, the words being those of a key.
+    - `change`: `change(u, p, t, counts) -> du` of many at once, of kinds that have it.
     """
 
     width: int
@@ -88,14 +107,15 @@ class _View(NamedTuple):
     affect: Callable[..., PyTree]
     bounds: Callable[[Any, Any, Any], Array] | None = None
     interval: Callable[[Any, Any, Any], Array] | None = None
+    change: Callable[..., PyTree] | None = None
 
 
 def trace_channels(
-    jumps: Sequence[Jump], u: PyTree, p: Parts, t: Array, *, thin: bool
+    jumps: Sequence[Jump], u: PyTree, p: Parts, t: Array, *, leaps: bool
 ) -> tuple[Channels, ChannelArgs]:
     """The jumps of a problem on the leaves of a state; the dtype of `t` is that of all rates.
 
-    With `thin`, rates that change between jumps have bounds.
+    With `leaps`, many jumps are to happen at once; else one after another.
 
     **Raises:** `TypeError` or `ValueError` for a rate or an affect that does not fit the state.
     """
@@ -134,19 +154,42 @@ def trace_channels(
             new = [jnp.where(mine, x, old) for x, old in pairs]
         return new
 
+    def changes(parameters: list[Array], counts: Array, t: Array, *u: Array) -> Sequence[Array]:
+        state, value = user(parameters, u)
+        total = [jnp.zeros_like(x) for x in u]
+        for view, start in zip(views, starts, strict=False):
+            assert view.change is not None
+            mine = counts[int(start) : int(start) + view.width]
+            change = jtu.tree_leaves(view.change(state, value, t, mine))
+            total = [x + dx for x, dx in zip(total, change, strict=True)]
+        return total
+
     def traced(function: Callable[..., Any], *args: Any) -> tuple[Any, tuple[Array, ...]]:
         closed = jax.make_jaxpr(function)(parameters, *args)
         return hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, parameters)))
 
     zeros = jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.uint32)
     index, words = vary_over(mesh_axes((t, leaves)), zeros)
-    rate_jaxpr, rate_args = traced(rates, t, *leaves)
-    affect_jaxpr, affect_args = traced(affect, index, words, t, *leaves)
-    bound_jaxpr, bound_args = None, ()
-    if thin and any(view.bounds is not None for view in views):
-        bound_jaxpr, bound_args = traced(bounds, t, *leaves)
-    channels = Channels(int(starts[-1]), dtype, rate_jaxpr, bound_jaxpr, affect_jaxpr)
-    return channels, ChannelArgs(rate_args, bound_args, affect_args)
+    none: tuple[Any, tuple[Array, ...]] = (None, ())
+    bounded = any(view.bounds is not None for view in views)
+    counts = jnp.zeros(int(starts[-1]), jnp.int32) + index
+    found = (
+        traced(rates, t, *leaves),
+        traced(bounds, t, *leaves) if bounded else none,
+        none if leaps else traced(affect, index, words, t, *leaves),
+        traced(changes, counts, t, *leaves) if leaps else none,
+    )
+    jaxprs, args = zip(*found, strict=True)
+    return Channels(int(starts[-1]), dtype, *jaxprs, *_tables(jumps)), ChannelArgs(*args)
+
+
+def _tables(jumps: Sequence[Jump]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Reactants and net changes of all reactions, if all jumps are reactions."""
+    reactions = [jump for jump in jumps if isinstance(jump, MassActionJump)]
+    if len(reactions) < len(jumps):
+        return None, None
+    reactants = np.concatenate([jump.reactants for jump in reactions])
+    return reactants, np.concatenate([jump.net_change for jump in reactions])
 
 
 @singledispatch
@@ -182,42 +225,40 @@ def _(jump: MassActionJump, at: tuple[Any, Any, Any], dtype: Any) -> _View:
     reactions = Reactions(jump, at[0], dtype)
 
     def affect(u: PyTree, p: PyTree, t: Any, index: Array, words: Array) -> PyTree:
-        return reactions.after(u, index)
+        return add(u, reactions.change_of(u, index))
 
-    return _View(reactions.count, lambda u, p, t: reactions.rates(u, p), affect)
+    def change(u: PyTree, p: PyTree, t: Any, counts: Array) -> PyTree:
+        return change_by(u, reactions.net_change, counts)
+
+    rates = lambda u, p, t: reactions.rates(u, p)  # noqa: E731
+    return _View(reactions.count, rates, affect, change=change)
 
 
 @_view.register
 def _(jump: RegularJump, at: tuple[Any, Any, Any], dtype: Any) -> _View:
     shape = _rate_shape("rate", jump.rate, at)
     width = math.prod(shape)
-    change = regular_change(jump, at[0], width)
+    change = _regular_change(jump, at[0], width)
 
     def affect(u: PyTree, p: PyTree, t: Any, index: Array, words: Array) -> PyTree:
-        return change(u, p, t, (jnp.arange(width) == index).astype(jnp.int32))
+        one = (jnp.arange(width, dtype=index.dtype) == index).astype(jnp.int32)
+        return add(u, change(u, p, t, one))
 
-    return _View(width, _vector("rate", jump.rate, dtype, shape), affect)
+    return _View(width, _vector("rate", jump.rate, dtype, shape), affect, change=change)
 
 
-def regular_change(jump: RegularJump, u: PyTree, width: int) -> Callable[..., PyTree]:
-    """What counts of each jump make of the state: `change(u, p, t, counts) -> u`."""
+def _regular_change(jump: RegularJump, u: PyTree, width: int) -> Callable[..., PyTree]:
+    """What counts of each jump add to the state: `change(u, p, t, counts) -> du`."""
     given = jump.change
     if callable(given):
-
-        def changed(u: PyTree, p: PyTree, t: Any, counts: Array) -> PyTree:
-            du = checked(given(u, p, t, counts), u, "change")
-            return jtu.tree_map(jnp.add, u, du)
-
-        return changed
+        return lambda u, p, t, counts: checked(given(u, p, t, counts), u, "change")
     shape = (width, species_of(u))
     if given.shape != shape:
         raise ValueError(
             f"change must be of shape (jumps, species), {shape} with this rate and u0, got "
             f"{given.shape}."
         )
-    return lambda u, p, t, counts: add_to_species(
-        u, jnp.sum(jnp.asarray(given, counts.dtype) * counts[:, None], axis=0)
-    )
+    return lambda u, p, t, counts: change_by(u, given, counts)
 
 
 def _rate_shape(name: str, rate: Callable[..., Any], at: tuple[Any, Any, Any]) -> tuple[int, ...]:

@@ -25,13 +25,26 @@ def species(u: PyTree, dtype: Any) -> Float[Array, " species"]:
     return jnp.concatenate([jnp.ravel(x).astype(dtype) for x in jtu.tree_leaves(u)])
 
 
-def add_to_species(u: PyTree, change: Int[Array, " species"]) -> PyTree:
-    """A state with other numbers of molecules."""
+def add(u: PyTree, du: PyTree) -> PyTree:
+    """The sum of two states."""
+    return jtu.tree_map(jnp.add, u, du)
+
+
+def change_by(u: PyTree, table: np.ndarray, counts: Int[Array, " m"]) -> PyTree:
+    """What `counts` jumps of each kind add to a state, a row of the table each."""
+    rows = jnp.asarray(table, counts.dtype)
+    return _as_state(jnp.sum(rows * counts[:, None], axis=0), u)
+
+
+def _as_state(change: Int[Array, " species"], u: PyTree) -> PyTree:
+    """A vector over the species as a pytree like a state."""
     leaves, structure = jtu.tree_flatten(u)
     ends = np.cumsum([math.prod(x.shape) for x in leaves])[:-1]
     parts = jnp.split(change, ends) if len(leaves) > 1 else [change]
-    new = [x + part.reshape(x.shape).astype(x.dtype) for x, part in zip(leaves, parts, strict=True)]
-    return jtu.tree_unflatten(structure, new)
+    pairs = zip(leaves, parts, strict=True)
+    return jtu.tree_unflatten(
+        structure, [part.reshape(x.shape).astype(x.dtype) for x, part in pairs]
+    )
 
 
 class Reactions:
@@ -90,10 +103,10 @@ class Reactions:
             rates = rates * (ways if many.all() else jnp.where(many > 0, ways, 1))
         return rates
 
-    def after(self, u: PyTree, index: Int[Array, ""]) -> PyTree:
-        """The state after one reaction."""
+    def change_of(self, u: PyTree, index: Int[Array, ""]) -> PyTree:
+        """What one reaction adds to the state."""
         rows = jnp.asarray(self.net_change, jnp.int32)
-        return add_to_species(u, jax.lax.dynamic_index_in_dim(rows, index, keepdims=False))
+        return _as_state(jax.lax.dynamic_index_in_dim(rows, index, keepdims=False), u)
 
 
 def _taken(numbers: Float[Array, " species"], which: np.ndarray) -> Float[Array, " reactions"]:

@@ -151,8 +151,8 @@ def _solve(dynamic: Any, static: Any, structure: Any, options: _Options) -> dict
     u0 = vary_over(axes, u0)
     saves = vary_over(axes, save_times(arguments.saveat, tspan, dtype))
     saves = None if saves is None else inside_span(saves, t0, t1)
-    thin = options.alg.jumps is None
-    channels, args = trace_channels(arguments.problem.jumps, u0, parts, t0, thin=thin)
+    jumps, leaps = arguments.problem.jumps, options.alg.jumps is not None
+    channels, args = trace_channels(jumps, u0, parts, t0, leaps=leaps)
     dt = arguments.dt if options.steps is None else (t1 - t0) / options.steps
     ended = _simulate(
         options,
@@ -188,14 +188,12 @@ def _simulate(
         if options.save_every:
             c, rows = every_row(process, options.max_steps, t1, advance, many=many)
         else:
-            # Without save times only the end is.
-            ts = t1[None][:0] if saves is None else saves
+            ts = t1[None] if saves is None else saves
             c, rows = (to_saves_together if many else to_saves)(process, ts, t1, advance)
         t, _ = process.last(c)
         return _Ended(rows, process.state(c), t, process.outcome(c), process.rows(c))
 
-    traced = (channels.rate_jaxpr, channels.bound_jaxpr, channels.affect_jaxpr)
-    small = all(is_native(jaxpr, _NATIVE_MAX_SIZE) for jaxpr in traced if jaxpr is not None)
+    small = all(is_native(jaxpr, _NATIVE_MAX_SIZE) for jaxpr in channels.traced)
     return in_turn_or_together(
         partial(run, False), partial(run, True), args, key, u0, times, saves, native=small
     )
