@@ -106,6 +106,11 @@ from .ensembles.reductions import EnsembleMoments as EnsembleMoments
 from .ensembles.reductions import HistogramSketch as HistogramSketch
 from .ensembles.solution import EnsembleSolution as EnsembleSolution
 from .ensembles.summary import EnsembleSummary as EnsembleSummary
+from .events.callbacks import Callback as Callback
+from .events.callbacks import ContinuousCallback as ContinuousCallback
+from .events.callbacks import DiscreteCallback as DiscreteCallback
+from .events.callbacks import PeriodicCallback as PeriodicCallback
+from .events.callbacks import PresetTimeCallback as PresetTimeCallback
 from .integrator import Integrator as Integrator
 from .integrator import init as init
 from .integrator import step as step

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .adjoints.base import Adjoint
+from .events.callbacks import Callback, ScheduledCallback
 from .algorithms.base import Algorithm
 from .linear.sparsity import full_band
 from .noise.base import NoiseProcess
@@ -304,6 +305,43 @@ def check_tstops(tstops: Any, prob: Problem, fixed: bool) -> None:
             "tstops with fixed steps need times and a tspan of Python numbers; "
             "use adaptive steps, or end one solve at each stop."
         )
+
+
+def check_callbacks(
+    callback: Any, max_events: Any, adjoint: Adjoint, default: Adjoint
+) -> tuple[Callback, ...]:
+    """The callbacks as a tuple; raises unless they are such and can be differentiated."""
+    given = () if callback is None else callback
+    given = tuple(given) if isinstance(given, tuple | list) else (given,)
+    for one in given:
+        check_type("callback", one, Callback, "dj.ContinuousCallback(condition, affect)")
+    if isinstance(max_events, bool) or not isinstance(max_events, int) or max_events < 1:
+        raise ValueError(f"max_events must be a positive integer, got {max_events!r}.")
+    if given and not adjoint.takes_callbacks:
+        raise ValueError(
+            f"adjoint={adjoint.name} cannot differentiate a solve with callbacks; try "
+            f"dj.{default.name}() or dj.ForwardMode()."
+        )
+    return given
+
+
+def known_times(callbacks: tuple[Callback, ...], prob: Problem) -> list[float]:
+    """The times of scheduled callbacks inside a static span, for steps of a fixed size."""
+    found: list[float] = []
+    for callback in callbacks:
+        if not isinstance(callback, ScheduledCallback):
+            continue
+        tspan = prob.tspan
+        static = not callable(tspan) and all(isinstance(t, float) for t in tspan)
+        times = callback.times_in(tuple(tspan) if static else None)
+        if not static or not isinstance(times, tuple):
+            raise ValueError(
+                f"{callback.name} with fixed steps needs times and a tspan of Python numbers; use "
+                "adaptive steps."
+            )
+        low, high = min(tspan), max(tspan)
+        found += [t for t in times if low < t < high]
+    return found
 
 
 def check_estimates(estimates: bool, alg: Algorithm) -> None:

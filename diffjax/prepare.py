@@ -1,5 +1,6 @@
 """Inside the compiled solve: from the user's arguments to a plan, and from its outcome back."""
 
+import dataclasses
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -9,29 +10,34 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from .algorithms.base import Algorithm, Memory
 from .algorithms.implicit import derivative
 from .checks import SPAN_SLACK
+from .events.callbacks import Callback
 from .noise.driving import noise_of_solve, own_noise
 from .problems.base import Problem, tree_of_arrays
 from .problems.parts import Parts, UserFunction, is_array
 from .progress import report
+from .solution import concrete
 from .stepping.controllers import Controller
 from .stepping.equation import trace_equation
 from .stepping.estimates import step_estimates
+from .stepping.fixed import FixedGrid, time_on
 from .stepping.initial_step import INITIAL_STEP_NF
 from .stepping.initialization import Start, consistent_start
 from .stepping.layout import Layout
 from .stepping.noise_path import NoisePath
 from .stepping.outcome import Outcome
-from .stepping.plan import Inputs, Plan, Settings
+from .stepping.plan import Inputs, Plan, Settings, with_parameters
 from .stepping.status import ReturnCode
 from .stepping.tape import Tape
 from .stepping.trace import trace_diffusion, trace_saving
+from .stepping.trace_events import EventTracer, in_span, owners_of, scheduled_stops
 from .stepping.trees import chosen, where
 from .stepping.varying import mesh_axes, vary_over
+from .stepping.watch import EventLog
 
 
 class Arguments(eqx.Module):
@@ -50,6 +56,7 @@ class Arguments(eqx.Module):
     key: Any
     path: Any
     negated: Any
+    callbacks: tuple[Callback, ...]
 
 
 class Options(NamedTuple):
@@ -68,6 +75,7 @@ class Options(NamedTuple):
     estimates: bool
     progress: bool
     throw: bool
+    max_events: int
 
 
 def value_of(argument: Any, *inputs: Any) -> Any:
@@ -164,10 +172,33 @@ def _fixed_plan(
     return len(grid) - 1, dt, tuple(grid)
 
 
+class Happenings(NamedTuple):
+    """The events of a solve, `sol.events`: as many rows as `max_events`, of which `n` are filled.
+
+    - `t`: when; NaN in rows that are not filled.
+    - `which`: the number of the callback, in the order they were listed in; -1 if none.
+    - `n`: how many there were; more than there are rows if there was no room for all.
+    - `before`, `after`: the states on both sides, if a callback asked for them (`save=True`).
+    """
+
+    t: Float[Array, " events"]
+    which: Int[Array, " events"]
+    n: Int[Array, ""]
+    before: PyTree
+    after: PyTree
+
+
+class FirstEvents(NamedTuple):
+    """What scheduled callbacks have made of the start: which fired, and the state before."""
+
+    fired: Array
+    before: PyTree
+
+
 class Ready(NamedTuple):
     """All that a solve needs, and what its outcome is presented with.
 
-    `start` is None where nothing had to be made consistent.
+    `start` is None where nothing had to be made consistent, `first` where nothing happens at it.
     """
 
     plan: Plan
@@ -178,6 +209,7 @@ class Ready(NamedTuple):
     saved_shapes: Any
     traced_saves: bool
     start: Start | None
+    first: FirstEvents | None
 
     def present(self, outcome: Outcome, options: Options) -> dict[str, Any]:
         """The outcome in the user's terms, arrays only."""
@@ -209,6 +241,8 @@ class Ready(NamedTuple):
         }
         if self.inputs.noise is not None:
             result["noise"] = NoisePath.of(self.plan, self.inputs, turn)
+        if outcome.log is not None:
+            result["events"] = self._events(outcome.log)
         if options.estimates:
             assert isinstance(outcome.tape, Tape)
             result["estimates"] = step_estimates(
@@ -225,6 +259,33 @@ class Ready(NamedTuple):
                 "direction": jnp.asarray(turn, self.inputs.t0.dtype),
             }
         return result
+
+    def _events(self, log: EventLog) -> Happenings:
+        """The events in the order in which they happened, those at the start before those of the
+        log."""
+        events, t0 = self.plan.events, self.inputs.t0
+        assert events is not None
+        t, which, n = log.t, log.which, log.n
+        states = None if log.before is None else (log.before, log.after)
+        if self.first is not None:
+            fired = self.first.fired & jnp.asarray(events.logged)
+            kept = jnp.concatenate([fired, jnp.arange(t.shape[0], dtype=n.dtype) < n])
+            order = jnp.argsort(~kept, stable=True)[: t.shape[0]]
+            numbers = jnp.arange(events.count, dtype=which.dtype)
+            t = jnp.concatenate([jnp.where(fired, t0, jnp.nan), t])[order]
+            which = jnp.concatenate([jnp.where(fired, numbers, -1), which])[order]
+            if states is not None:
+                first = (self.first.before, self.inputs.u0)
+                states = jtu.tree_map(
+                    lambda x, rows: jnp.concatenate(
+                        [jnp.broadcast_to(x, (events.count, *x.shape)), rows]
+                    )[order],
+                    first,
+                    states,
+                )
+            n = n + jnp.sum(fired, dtype=n.dtype)
+        before, after = (None, None) if states is None else map(jax.vmap(self.layout.unravel), states)
+        return Happenings(t * self.times.direction, which, n, before, after)
 
     def _status(self, outcome: Outcome) -> Array:
         """The return code, which without a consistent start is of the start."""
@@ -289,6 +350,16 @@ class Ready(NamedTuple):
             start["nf"] = start.get("nf", 0) + INITIAL_STEP_NF
         if outcome.rows is not None and self.traced_saves:
             start["nf"] = start.get("nf", 0) + 1
+        events, log = self.plan.events, outcome.log
+        if events is not None and log is not None:
+            work = {**work, "nevents": log.n if self.first is None else self._events(log).n}
+            if events.continuous:
+                # Where it goes on from an event is told by the derivative there.
+                start["nf"] = start.get("nf", 0) + 1
+                work["nf"] = work.get("nf", 0) + log.n * (1 + alg.init_counts.get("nf", 0))
+                if events.samples and not alg.is_dense_linear:
+                    extra = attempts * alg.dense_counts.get("nf", 0)
+                    work["nf"] = work["nf"] + extra
         names = ("nf", "njac", "nfactor", "nsolve", "nnewton_fail", "nevents")
         counted = {
             name: zero
@@ -340,7 +411,9 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     layout = Layout(u0)
     times = vary_over(axes, _times(arguments, tspan, layout.time_dtype))
     state = vary_over(axes, jtu.tree_map(jnp.asarray, u0))
-    field = trace_equation(given, layout, state, parts, times.t0, times.direction)
+    tracer = EventTracer(arguments.callbacks, layout, state, parts, times.t0, times.direction)
+    changing = tracer.changing
+    field = trace_equation(given, layout, state, parts, times.t0, times.direction, changing)
     diffusion_jaxpr, diffusion_args, dim = None, None, 0
     if arguments.problem.stochastic:
         diffusion_jaxpr, diffusion_args, dim = trace_diffusion(
@@ -352,6 +425,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
             times.direction,
             given["noise"],
             given["noise_dim"],
+            changing,
         )
     save = _saving(arguments, options)
     save_jaxpr, save_args, saved_shapes = trace_saving(
@@ -376,17 +450,29 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         noise_kind=given.get("noise"),
         interpretation=given.get("interpretation"),
     )
+    scheduled = scheduled_stops(arguments.callbacks, times, layout.time_dtype)
     saves = None if options.save_every else times.saves
     stops = None if options.fixed else times.stops
+    if scheduled and not options.fixed:
+        stops = _merged(stops, in_span(scheduled, times.t0, times.t1), times.t1)
+    events = None
+    if arguments.callbacks:
+        ends = _ends_of_steps(plan, stops, times)
+        owners = owners_of(ends, scheduled) if scheduled else None
+        plan_events, events = tracer.events(options.max_events, owners)
+        plan = dataclasses.replace(plan, events=plan_events)
     noise, driven = None, {}
     if arguments.problem.stochastic:
         ends = (times.t0, times.t1, times.direction)
         path = arguments.path
         if path is None:
-            path = own_noise(arguments.key, dim, options.fixed, *ends)
+            by_number = options.fixed and not (plan.events and plan.events.continuous)
+            path = own_noise(arguments.key, dim, by_number, *ends)
         noise = noise_of_solve(path, given["correlation"], arguments.negated, dim, times.direction)
         driven = {"diffusion": diffusion_args, "noise": noise}
-        stops = None if options.fixed else _with_saves(stops, saves, times.t1)
+        stops = None if options.fixed else _merged(stops, saves, times.t1)
+        if events is not None and stops is not None and scheduled:
+            events = events._replace(owners=owners_of(_ends_of_steps(plan, stops, times), scheduled))
     inputs = Inputs(
         u0=layout.ravel(state),
         args=field.args,
@@ -399,7 +485,9 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         jac_args=field.jac_args,
         slope=_initial_slope(given, layout, times, state, p, tspan[0]),
         **driven,
+        events=events,
     )
+    inputs, first = _first_events(plan, inputs, scheduled)
     settings = _settings(arguments, options, layout, state)
     if noise is not None and noise.smallest is not None and not options.fixed:
         shortest = noise.smallest.astype(layout.time_dtype)
@@ -415,14 +503,45 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     traced_saves = times.span is None or not isinstance(arguments.saveat, float | None)
     # A stochastic solve has no derivative by its save times.
     traced_saves = traced_saves and not arguments.problem.stochastic
-    return Ready(plan, inputs, settings, layout, times, saved_shapes, traced_saves, start)
+    return Ready(plan, inputs, settings, layout, times, saved_shapes, traced_saves, start, first)
 
 
-def _with_saves(stops: Array | None, saves: Array | None, t1: Array) -> Array | None:
-    """The stops and the save times in order, each once; what is left over is the end."""
-    if saves is None:
+def _ends_of_steps(plan: Plan, stops: Array | None, times: Times) -> Array:
+    """The times that steps end on: the stops and the end, or those of the grid."""
+    if plan.fixed_steps is not None:
+        grid = FixedGrid.of(plan)
+        index = jnp.arange(grid.steps + 1)
+        return jax.vmap(lambda i: time_on(grid, times.t0, times.t1, i))(index)
+    t1 = times.t1.reshape(1)
+    return t1 if stops is None else jnp.concatenate([stops, t1])
+
+
+def _first_events(
+    plan: Plan, inputs: Inputs, scheduled: list[Array]
+) -> tuple[Inputs, FirstEvents | None]:
+    """The inputs after what is scheduled for the start of the solve, and what that was."""
+    events = plan.events
+    if events is None or not scheduled:
+        return inputs, None
+    due = owners_of(inputs.t0.reshape(1), scheduled)[0]
+    known = concrete(due)
+    if known is not None and not known.any():
+        return inputs, None
+    assert inputs.events is not None
+    fired, number = events.fired(None, None, due), jnp.full((), -1, jnp.int32)
+    changing = inputs.args[len(inputs.args) - events.changing :]
+    u0, changing = events.affect(
+        inputs.events, fired, number, inputs.t0, inputs.u0, changing
+    )
+    first = FirstEvents(fired, inputs.u0)
+    return with_parameters(inputs._replace(u0=u0), changing), first
+
+
+def _merged(stops: Array | None, others: Array | None, t1: Array) -> Array | None:
+    """The stops and other times in order, each once; what is left over is the end."""
+    if others is None:
         return stops
-    both = jnp.sort(saves if stops is None else jnp.concatenate([stops, saves]))
+    both = jnp.sort(others if stops is None else jnp.concatenate([stops, others]))
     again = jnp.concatenate([jnp.zeros(1, bool), both[1:] == both[:-1]])
     return jnp.sort(jnp.where(again, t1, both))
 

@@ -55,6 +55,8 @@ class Solution(eqx.Module):
     - `final`: pass it as `solve(..., resume=sol.final)` to go on from here.
     - `estimates`: with `estimates=True` the `Estimates` of the steps, to be part of a loss (Pal et
         al. 2021, arXiv 2105.03918).
+    - `events`: what callbacks have done, a `dj.Happenings` with times `t` and `which` callback;
+        None for a solve without any.
 
     With `dense=True`, `sol(t)` evaluates the solution anywhere in the span.
     """
@@ -68,6 +70,7 @@ class Solution(eqx.Module):
     _retcode: Int[Array, ""]
     final: PyTree
     estimates: Estimates | None
+    events: Any
     _interpolation: Any
     _noise: Any = None
 

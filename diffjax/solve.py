@@ -1,6 +1,6 @@
 """The front door: `solve` judges its arguments, picks defaults and hands over to an adjoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -20,6 +20,7 @@ from .adjoints.steady_state import SteadyStateAdjoint
 from .algorithms.base import Algorithm
 from .defaults import default_algorithm, default_controller
 from .ensembles.run import solve_ensemble
+from .events.callbacks import Callback
 from .failure import raise_on_failure
 from .noise.base import NoiseProcess
 from .noise.random import key_words
@@ -56,6 +57,8 @@ def solve(
     dtmax: float | Array | None = None,
     max_steps: int = 4096,
     tstops: Any = (),
+    callback: Callback | Sequence[Callback] | None = None,
+    max_events: int = 64,
     initialize: Literal["brown", "collocation", "check"] | None = None,
     adjoint: Adjoint | Literal["auto"] | None = None,
     resume: PyTree = None,
@@ -99,6 +102,11 @@ def solve(
     - `max_steps`: the most steps, rejected ones counted. Under a derivative it is also the length
         of the tape, unless the adjoint keeps checkpoints.
     - `tstops`: times that a step must end on.
+    - `callback`: a callback such as `dj.ContinuousCallback`, or a tuple of them: what happens to
+        the solution at certain times or where a condition is met. `sol.events` tells what has
+        happened. What is saved at the time of an event is the state after it.
+    - `max_events`: how many events are kept in `sol.events`. More events of continuous callbacks,
+        or two of one at the same time, end the solve with `event_failed`.
     - `initialize`: what is done with a start that does not satisfy the algebraic equations (the
         rows of zeros of a mass matrix), or those of a `DAEProblem`. `"brown"`, the default, holds
         the differential variables and solves for the algebraic ones; `"collocation"` takes the end
@@ -155,6 +163,8 @@ def solve(
         "dtmax": dtmax,
         "max_steps": max_steps,
         "tstops": tstops,
+        "callback": callback,
+        "max_events": max_events,
         "initialize": initialize,
         "adjoint": adjoint,
         "resume": resume,
@@ -203,6 +213,8 @@ def judge(
     dtmax: float | Array | None = None,
     max_steps: int = 4096,
     tstops: Any = (),
+    callback: Callback | Sequence[Callback] | None = None,
+    max_events: int = 64,
     initialize: Literal["brown", "collocation", "check"] | None = None,
     adjoint: Adjoint | Literal["auto"] | None = None,
     resume: PyTree = None,
@@ -235,6 +247,7 @@ def judge(
         steps=steps,
         controller=controller,
         tstops=tstops,
+        callback=callback,
         resume=resume,
         progress=progress,
         estimates=estimates,
@@ -247,6 +260,9 @@ def judge(
     every_step = isinstance(saveat, str)
     checks.check_saving(saveat, save_idxs, save_fn, prob)
     checks.check_tstops(tstops, prob, fixed)
+    callbacks = checks.check_callbacks(callback, max_events, adjoint, default)
+    if fixed:
+        tstops = (*tstops, *checks.known_times(callbacks, prob))
     checks.check_initial_state(prob)
     checks.check_estimates(estimates, alg)
     how = checks.check_initialize(initialize, prob)
@@ -269,6 +285,7 @@ def judge(
         key=None if key is None else key_words(key),
         path=path,
         negated=None if antithetic is False else jnp.asarray(antithetic, bool),
+        callbacks=callbacks,
     )
     options = Options(
         alg=alg,
@@ -285,6 +302,7 @@ def judge(
         estimates=estimates,
         progress=progress,
         throw=bool(throw),
+        max_events=max_events,
     )
     return arguments, options
 
@@ -323,6 +341,7 @@ def _solution(result: dict[str, Any], prob: Problem, options: Options) -> Soluti
         _retcode=result["retcode"],
         final=result["final"],
         estimates=result.get("estimates"),
+        events=result.get("events"),
         _interpolation=interpolation,
         _noise=result.get("noise"),
     )

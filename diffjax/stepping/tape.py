@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..algorithms.base import Memory
 from .plan import Inputs
@@ -26,7 +26,8 @@ class Tape(NamedTuple):
     Row k is the step that starts at `t[k]` in state `u[k]`; one row more is the end of the last.
     `u` is None on a tape of times alone. `landed` is the stop a step was cut to end on, -1 if none;
     it is kept only for a derivative with respect to times. `past` is the lasting memory that a step
-    was taken with; of most methods it has no leaves.
+    was taken with; of most methods it has no leaves. `fired` are the callbacks that acted at the end
+    of a step, `number` how many events there were before; None for a solve without any.
     """
 
     t: Float[Array, " rows+1"]
@@ -35,6 +36,8 @@ class Tape(NamedTuple):
     past: Memory | None
     landed: Int[Array, " rows+1"] | None
     used: Int[Array, ""]
+    fired: Bool[Array, "rows+1 callbacks"] | None = None
+    number: Int[Array, " rows+1"] | None = None
 
     def write(self, number: Array, record: Record) -> "Tape":
         """Row `number`; a rejected step's row is overwritten by the next attempt's."""
@@ -45,6 +48,8 @@ class Tape(NamedTuple):
             u=self._with_state(step.u, number),
             past=self._with_past(step.past, number),
             landed=None if self.landed is None else put(self.landed, record.landed, number),
+            fired=None if self.fired is None else put(self.fired, record.fired, number),
+            number=None if self.number is None else put(self.number, record.number, number),
         )
 
     def close(self, used: Array, stepper: Stepper[Any], carry: Any) -> "Tape":
@@ -68,8 +73,15 @@ class Tape(NamedTuple):
 
 
 def new_tape(
-    length: int, inputs: Inputs, past: Memory | None, *, landings: bool, states: bool
+    length: int,
+    inputs: Inputs,
+    past: Memory | None,
+    *,
+    landings: bool,
+    states: bool,
+    callbacks: int | None,
 ) -> Tape:
+    """Rows for so many steps, at whose ends that many callbacks may act; None without any."""
     dtype = inputs.t0.dtype
 
     def rows(like: PyTree) -> PyTree:
@@ -82,6 +94,8 @@ def new_tape(
         past=rows(past),
         landed=jnp.full(length + 1, -1, jnp.int32) if landings else None,
         used=jnp.zeros((), jnp.int32),
+        fired=None if callbacks is None else jnp.zeros((length + 1, callbacks), bool),
+        number=None if callbacks is None else jnp.zeros(length + 1, jnp.int32),
     )
 
 

@@ -17,12 +17,18 @@ from .layout import Layout
 
 
 def trace_field(
-    f: Callable[[Any, Any, Any], Any], layout: Layout, u: PyTree, p: Any, t: Array, direction: Any
+    f: Callable[[Any, Any, Any], Any],
+    layout: Layout,
+    u: PyTree,
+    p: Any,
+    t: Array,
+    direction: Any,
+    changing: tuple[int, ...] = (),
 ) -> tuple[Any, tuple[Array, ...]]:
     """The vector field on laid-out states, as `(jaxpr, args)` for `Field`.
 
     `p` are the problem's `Parts`; `direction` is 1.0, or -1.0 (possibly traced) where time is
-    turned round.
+    turned round. The leaves of p that are `changing` during the solve are the last of the args.
 
     **Raises:** `TypeError` or `ValueError` if `f` does not return what `u` is.
     """
@@ -33,13 +39,13 @@ def trace_field(
         state = layout.unravel(u[0] if len(u) == 1 else u)
         value = jtu.tree_unflatten(structure, parameters).value
         du = f(state, value, t if forwards else t * direction)
-        out = layout.ravel(_checked(du, state))
+        out = layout.ravel(checked(du, state))
         if forwards:
             return out
         return jtu.tree_map(lambda x: x * jnp.asarray(direction).astype(x.dtype), out)
 
     closed = jax.make_jaxpr(derivative)(leaves, t, *jtu.tree_leaves(layout.ravel(u)))
-    return hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)))
+    return hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)), changing)
 
 
 def trace_residual(
@@ -49,6 +55,7 @@ def trace_residual(
     p: Any,
     t: Array,
     direction: Any,
+    changing: tuple[int, ...] = (),
 ) -> tuple[Any, tuple[Array, ...]]:
     """F(du, u, p, t) on laid-out derivatives and states; the arguments are those of `trace_field`.
 
@@ -62,10 +69,10 @@ def trace_residual(
         turned = [x * jnp.asarray(direction).astype(x.dtype) for x in slope]
         du, u = (layout.unravel(x[0] if len(x) == 1 else tuple(x)) for x in (turned, state))
         value = jtu.tree_unflatten(structure, parameters).value
-        return layout.ravel(_checked(F(du, u, value, t * direction), u, "F"))
+        return layout.ravel(checked(F(du, u, value, t * direction), u, "F"))
 
     closed = jax.make_jaxpr(residual)(leaves, t, *raveled, *raveled)
-    return hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)))
+    return hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)), changing)
 
 
 def trace_diffusion(
@@ -77,6 +84,7 @@ def trace_diffusion(
     direction: Any,
     kind: str,
     noise_dim: int | None,
+    changing: tuple[int, ...] = (),
 ) -> tuple[Any, tuple[Array, ...], int]:
     """The diffusion on laid-out states and how many noises it has: `(jaxpr, args, dim)`.
 
@@ -92,10 +100,10 @@ def trace_diffusion(
         state = layout.unravel(u[0] if len(u) == 1 else u)
         gu = g(state, jtu.tree_unflatten(structure, parameters).value, t * direction)
         if not is_matrix:
-            return layout.ravel(_checked(gu, state, "g"))
+            return layout.ravel(checked(gu, state, "g"))
         dim = _columns(gu, noise_dim)
         like = jtu.tree_map(lambda x: jnp.broadcast_to(x[..., None], (*x.shape, dim)), state)
-        return layout.ravel_columns(_checked(gu, like, "g"))
+        return layout.ravel_columns(checked(gu, like, "g"))
 
     closed = jax.make_jaxpr(diffusion)(leaves, t, *raveled)
     state_vars = closed.jaxpr.invars[len(leaves) + 1 :]
@@ -104,7 +112,7 @@ def trace_diffusion(
         raise ValueError(
             "noise='additive' says that g does not depend on u, but it does; try noise='diagonal'."
         )
-    jaxpr, args = hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)))
+    jaxpr, args = hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)), changing)
     return jaxpr, args, dim
 
 
@@ -126,16 +134,21 @@ _HOIST_GROWTH = 2
 _HOIST_SIZE = 1024
 
 
-def hoist(jaxpr: Any, args: tuple[Array, ...]) -> tuple[Any, tuple[Array, ...]]:
+def hoist(
+    jaxpr: Any, args: tuple[Array, ...], changing: tuple[int, ...] = ()
+) -> tuple[Any, tuple[Array, ...]]:
     """Compute ahead what a vector field computes from its parameters alone.
 
     Unpacking `a, b = p`, or a transformation of the parameters, would be done again in every stage
     of every step, and its transpose too, which for an unpacked vector is a pad and a sum. Here it
-    is done once before the solve; its results take the place of the parameters.
+    is done once before the solve; its results take the place of the parameters. Those that are
+    `changing` during the solve stay what they are, after the others.
     """
-    n_leaves = len(args) - len(jaxpr.constvars)
+    n_consts = len(jaxpr.constvars)
+    n_leaves = len(args) - n_consts
     parameters = [*jaxpr.constvars, *jaxpr.invars[:n_leaves]]
-    known = set(parameters)
+    late = [parameters[n_consts + i] for i in changing]
+    known = set(parameters) - set(late)
 
     def is_known(v: Any) -> bool:
         return isinstance(v, jex.Literal) or v in known
@@ -159,12 +172,13 @@ def hoist(jaxpr: Any, args: tuple[Array, ...]) -> tuple[Any, tuple[Array, ...]]:
         constvars=[], invars=parameters, outvars=passed, eqns=ahead, debug_info=names
     )
     field = jaxpr.replace(
-        constvars=[], invars=[*passed, *jaxpr.invars[n_leaves:]], eqns=rest, debug_info=names
+        constvars=[], invars=[*passed, *late, *jaxpr.invars[n_leaves:]], eqns=rest, debug_info=names
     )
-    return field, tuple(jex.jaxpr_as_fun(jex.ClosedJaxpr(before, ()))(*args))
+    computed = jex.jaxpr_as_fun(jex.ClosedJaxpr(before, ()))(*args)
+    return field, (*computed, *(args[n_consts + i] for i in changing))
 
 
-def _checked(du: PyTree, u: PyTree, name: str = "f") -> PyTree:
+def checked(du: PyTree, u: PyTree, name: str = "f") -> PyTree:
     """`du` with weakly typed leaves cast, or a clear error; `name` is the function's."""
     got, wanted = jtu.tree_structure(du), jtu.tree_structure(u)
     if got != wanted:

@@ -1,10 +1,14 @@
 """Pytrees of arrays: choosing between two, and replacing some of several."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
+
+T = TypeVar("T")
 
 
 def where(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
@@ -34,3 +38,11 @@ def replaced(values: Sequence[Array], where: Sequence[int], new: Sequence[Array]
     for i, value in zip(where, new, strict=True):
         full[i] = value
     return full
+
+
+def when(condition: Array, function: Callable[[T], T], x: T) -> T:
+    """`function(x)` if the condition holds, `x` if not.
+
+    A loop of one turn at most: XLA's emitter of whole functions takes no branches.
+    """
+    return jax.lax.while_loop(lambda s: s[0], lambda s: (~s[0], function(s[1])), (condition, x))[1]

@@ -1,0 +1,308 @@
+"""Events in the loop over steps: what is carried for them, and when they happen.
+
+A stepper with events asks its `Watch` how far the next attempt may go, whether an attempt has met
+an event and must be taken again, and what the events at the end of an accepted step make of it.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Bool, Float, Int
+
+from ..algorithms.base import Memory, State, StepResult
+from ..algorithms.implicit import derivative
+from ..events.search import Attempt, Search, Sighting, look, resolution
+from ..events.transition import Crossing, arrive, attached, depart
+from .lanes import any_lane
+from .plan import Inputs, Plan
+from .status import ReturnCode
+from .tape import put
+from .trees import nan_like, when, where
+
+# Two events of one callback so many units of the resolution apart are no two events.
+_ZENO = 8.0
+# After an event a condition is looked at so many units of the resolution later.
+_LATER = 2.0
+# A rough path is searched to this part of the step, or to what its noise resolves.
+_ROUGH = 2.0**-20
+
+
+class EventLog(NamedTuple):
+    """What has happened: `n` events, of which the first rows tell when, which callback, and of some
+    the states before and after."""
+
+    t: Float[Array, " events"]
+    which: Int[Array, " events"]
+    before: State | None
+    after: State | None
+    n: Int[Array, ""]
+
+
+class EventState(NamedTuple):
+    """What the loop carries for events.
+
+    - `values`, `sides`: the conditions where the next step starts, and their sides of zero.
+    - `search`: for an event inside the next step.
+    - `last`: when each continuous callback fired last; `latest` when any callback did.
+    - `code`: a return code other than success ends the solve.
+    """
+
+    values: Float[Array, " continuous"]
+    sides: Float[Array, " continuous"]
+    search: Search
+    last: Float[Array, " continuous"]
+    latest: Float[Array, ""]
+    code: Int[Array, ""]
+    log: EventLog
+
+
+class Ending(NamedTuple):
+    """The end of an accepted step, before and after its events."""
+
+    t: Float[Array, ""]
+    u: State
+    memory: Memory
+    events: EventState
+
+
+class Watch:
+    """Events as a stepper handles them."""
+
+    def __init__(self, plan: Plan, inputs: Inputs) -> None:
+        assert plan.events is not None
+        assert inputs.events is not None
+        self.plan, self.events, self.args = plan, plan.events, inputs.events
+        self.alg, self.field, self.inputs = plan.alg, plan.field(inputs), inputs
+        # A Brownian path has no derivative by time, so neither has it an event's time.
+        self.rough = self.field.diffusion is not None
+
+    def start(self, t: Array, u: State, memory: Memory) -> EventState:
+        """What is carried before the first step."""
+        events, dtype = self.events, t.dtype
+        rows, conditions = max(events.most, 1), len(events.continuous)
+        zero = jnp.zeros((), jnp.int32)
+        states = None
+        if events.save:
+            states = jtu.tree_map(lambda x: jnp.broadcast_to(nan_like(x), (rows, *x.shape)), u)
+        never = jnp.full(conditions, -jnp.inf, dtype)
+        log = EventLog(
+            t=jnp.full(rows, jnp.nan, dtype),
+            which=jnp.full(rows, -1, jnp.int32),
+            before=states,
+            after=states,
+            n=zero,
+        )
+        values, sides = self._sides(t, jnp.zeros_like(t), u, memory)
+        return EventState(
+            values=values,
+            sides=sides,
+            search=Search.none(dtype),
+            last=never,
+            latest=jnp.full((), -jnp.inf, dtype),
+            code=zero + ReturnCode.success,
+            log=log,
+        )
+
+    def planned(
+        self, state: EventState, dt: Array, landing: Array
+    ) -> tuple[Float[Array, ""], Bool[Array, ""]]:
+        """The size of the next attempt, and whether it still ends on a stop."""
+        on = state.search.on
+        return jnp.where(on, state.search.aim, dt), landing & ~on
+
+    def look(
+        self,
+        state: EventState,
+        t: Array,
+        dt: Array,
+        u: State,
+        result: StepResult,
+        accepted: Array,
+    ) -> Sighting | None:
+        """Judge an attempted step by its continuous callbacks; None if there are none."""
+        events, alg = self.events, self.alg
+        if not events.continuous:
+            return None
+        field, args = jax.lax.stop_gradient((self.field, self.args))
+        t, dt, u, end = jax.lax.stop_gradient((t, dt, u, result.u))
+        stages, memory = jax.lax.stop_gradient((result.stages, result.memory))
+        parameters = alg.parameters(memory)
+
+        def conditions(theta: Array) -> Array:
+            now = alg.field_now(field, memory)
+            between = (u, end) if alg.is_dense_linear else alg.dense(now, t, dt, u, stages)
+            inside = alg.interpolate(between, theta)
+            return events.conditions(args, t + theta * dt, inside, parameters)
+
+        finest = resolution(t, dt)
+        if self.rough:
+            finest = jnp.maximum(finest, self._roughly(state.search, dt))
+        attempt = Attempt(
+            t=t,
+            dt=dt,
+            values=state.values,
+            sides=state.sides,
+            conditions=conditions,
+            end=events.conditions(args, t + dt, end, parameters),
+            resolution=finest,
+        )
+        return look(
+            attempt,
+            events.directions,
+            0 if self.rough else events.samples,
+            state.search,
+            jnp.asarray(accepted),
+            lambda condition, function, x: when(any_lane(condition), function, x),
+            self.rough,
+        )
+
+    def _roughly(self, search: Search, dt: Array) -> Float[Array, ""]:
+        """How exactly an event on a rough path is located."""
+        whole = jnp.where(search.on, jnp.maximum(search.high, dt), dt)
+        noise = self.inputs.noise
+        smallest = None if noise is None else noise.smallest
+        finest = _ROUGH * whole
+        return finest if smallest is None else jnp.maximum(finest, smallest.astype(dt.dtype))
+
+    def settle(
+        self,
+        state: EventState,
+        at: Crossing,
+        result: StepResult,
+        sighting: Sighting | None,
+        accepted: Array,
+        due: Array | None,
+    ) -> tuple[Ending, Bool[Array, " callbacks"]]:
+        """What the events at the end of a step make of it, and which callbacks fired.
+
+        `at` is the step; what it says of events is not known yet. `due` are the scheduled
+        callbacks whose time has come.
+        """
+        events, end = self.events, jax.lax.stop_gradient(at.end)
+        tested, located = None, None
+        if events.discrete:
+            after = jax.lax.stop_gradient(result.u)
+            parameters = self.alg.parameters(jax.lax.stop_gradient(result.memory))
+            tested = accepted & events.tests(
+                jax.lax.stop_gradient(self.args), end, after, parameters
+            )
+        if sighting is not None:
+            located = accepted & sighting.fired
+            state = self._noted(state, sighting, accepted)
+        fired = events.fired(located, tested, None if due is None else accepted & due)
+        any_fired, number = jnp.any(fired), state.log.n
+        at = at._replace(fired=fired, number=number)
+        if located is not None:
+            at = at._replace(located=jnp.any(located) & at.located)
+        else:
+            at = at._replace(located=jnp.asarray(False))
+        before = Ending(at.end, result.u, result.memory, state)
+
+        def happen(ending: Ending) -> Ending:
+            return where(any_fired, self._happen(ending, at, located), ending)
+
+        return when(any_lane(any_fired), happen, before), fired
+
+    def _noted(self, state: EventState, sighting: Sighting, accepted: Array) -> EventState:
+        """With what an attempt has shown of the conditions."""
+        broken = accepted & jnp.any(jnp.isnan(sighting.values))
+        failed = jnp.asarray(ReturnCode.event_failed, state.code.dtype)
+        return state._replace(
+            values=jnp.where(accepted, sighting.values, state.values),
+            sides=jnp.where(accepted, sighting.sides, state.sides),
+            search=sighting.search,
+            code=jnp.where(broken, failed, state.code),
+        )
+
+    def _happen(self, ending: Ending, at: Crossing, located: Array | None) -> Ending:
+        alg, events, args = self.alg, self.events, self.args
+        state, memory = ending.events, ending.memory
+        again = partial(_again, alg, events, not self.rough)
+        value = (ending.t, ending.u, memory.history)
+        t, u, history = attached(again, value, (at, self.field, args))
+        memory = memory._replace(history=history)
+        after, memory = depart(alg, events, self.field, args, at, t, u, memory)
+        log = state.log
+        for i, (entered, row) in enumerate(events.places(at.fired, log.n)):
+            log = _entered(log, i, entered, row, t, u, after)
+        count = sum((at.fired[i] & x for i, x in enumerate(events.logged)), jnp.zeros((), jnp.int32))
+        log = log._replace(n=log.n + count)
+        values, sides = self._sides(t, at.dt, after, memory, state.values, located)
+        now = jax.lax.stop_gradient(t)
+        code = jnp.where(events.any_of(events.terminates, at.fired), ReturnCode.terminated, state.code)
+        last = state.last
+        if located is not None:
+            zeno = jnp.any(located & (now - state.last <= _ZENO * resolution(now, jnp.zeros_like(now))))
+            full = jnp.any(located) & (state.log.n >= events.most)
+            code = jnp.where(zeno | full, ReturnCode.event_failed, code)
+            last = jnp.where(located, now, state.last)
+        state = EventState(values, sides, state.search, last, now, code.astype(jnp.int32), log)
+        return Ending(t, after, memory, state)
+
+    def _change(self, t: Array, u: State, memory: Memory) -> tuple[Array, Array]:
+        """The conditions, and their slopes along the solution."""
+        events, field, args = self.events, self.field, self.args
+        t, u, memory, field, args = jax.lax.stop_gradient((t, u, memory, field, args))
+        parameters = self.alg.parameters(memory)
+        if field.slope is not None or self.rough:
+            # What the solution does next is not known.
+            value = events.conditions(args, t, u, parameters)
+            return value, jnp.zeros_like(value)
+        slope = derivative(self.alg.field_now(field, memory), t, u)
+        return jax.jvp(
+            lambda t, u: events.conditions(args, t, u, parameters),
+            (t, u),
+            (jnp.ones_like(t), slope),
+        )
+
+    def _sides(
+        self,
+        t: Array,
+        dt: Array,
+        u: State,
+        memory: Memory,
+        before: Array | None = None,
+        located: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """The conditions at the start of a step, and on which side of zero they are just after.
+
+        Those that were `located` here and had these values `before` the affect are still on their
+        roots, unless it has moved them: then their slope tells.
+        """
+        if not self.events.continuous:
+            none = jnp.zeros(0, t.dtype)
+            return none, none
+        values, slopes = self._change(t, u, memory)
+        slopes = jnp.where(jnp.isfinite(slopes), slopes, 0)
+        later = _LATER * resolution(jax.lax.stop_gradient(t), jax.lax.stop_gradient(dt))
+        sides = jnp.sign(values + later * slopes)
+        if located is not None and not self.rough:
+            still = located & (jnp.abs(values) <= 2 * jnp.abs(before))
+            sides = jnp.where(still, jnp.sign(slopes), sides)
+        return values, sides
+
+
+def _again(alg: Any, events: Any, smooth: bool, given: Any) -> Any:
+    """The end of a step that has events, before them, once more."""
+    at, field, args = given
+    arrival = arrive(alg, events, field, args, at, smooth)
+    return arrival.t, arrival.result.u, arrival.result.memory.history
+
+
+def _entered(
+    log: EventLog, which: int, entered: Array, row: Array, t: Array, before: State, after: State
+) -> EventLog:
+    """The log with one event more, if it is `entered`."""
+
+    def written(buffer: Any, value: Any) -> Any:
+        return where(entered, jtu.tree_map(lambda b, v: put(b, v, row), buffer, value), buffer)
+
+    return log._replace(
+        t=written(log.t, t),
+        which=written(log.which, jnp.asarray(which, jnp.int32)),
+        before=None if log.before is None else written(log.before, before),
+        after=None if log.after is None else written(log.after, after),
+    )
