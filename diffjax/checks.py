@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .adjoints.base import Adjoint
-from .events.callbacks import Callback, ScheduledCallback
 from .algorithms.base import Algorithm
+from .events.callbacks import Callback, ScheduledCallback
 from .linear.sparsity import full_band
 from .noise.base import NoiseProcess
 from .problems.base import Problem

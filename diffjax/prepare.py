@@ -284,7 +284,9 @@ class Ready(NamedTuple):
                     states,
                 )
             n = n + jnp.sum(fired, dtype=n.dtype)
-        before, after = (None, None) if states is None else map(jax.vmap(self.layout.unravel), states)
+        before, after = (
+            (None, None) if states is None else map(jax.vmap(self.layout.unravel), states)
+        )
         return Happenings(t * self.times.direction, which, n, before, after)
 
     def _status(self, outcome: Outcome) -> Array:
@@ -472,7 +474,9 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         driven = {"diffusion": diffusion_args, "noise": noise}
         stops = None if options.fixed else _merged(stops, saves, times.t1)
         if events is not None and stops is not None and scheduled:
-            events = events._replace(owners=owners_of(_ends_of_steps(plan, stops, times), scheduled))
+            events = events._replace(
+                owners=owners_of(_ends_of_steps(plan, stops, times), scheduled)
+            )
     inputs = Inputs(
         u0=layout.ravel(state),
         args=field.args,
@@ -530,9 +534,7 @@ def _first_events(
     assert inputs.events is not None
     fired, number = events.fired(None, None, due), jnp.full((), -1, jnp.int32)
     changing = inputs.args[len(inputs.args) - events.changing :]
-    u0, changing = events.affect(
-        inputs.events, fired, number, inputs.t0, inputs.u0, changing
-    )
+    u0, changing = events.affect(inputs.events, fired, number, inputs.t0, inputs.u0, changing)
     first = FirstEvents(fired, inputs.u0)
     return with_parameters(inputs._replace(u0=u0), changing), first
 

@@ -19,7 +19,8 @@ from jaxtyping import Array, PyTree
 
 from ..algorithms.base import Memory
 from ..algorithms.implicit import derivative
-from ..events.transition import Crossing, arrive, depart
+from ..events.search import resolution
+from ..events.transition import Crossing, StepEvents, arrive, depart
 from ..stepping.fixed import fixed_time
 from ..stepping.lanes import any_lane
 from ..stepping.levels import Lanes as Lanes
@@ -42,8 +43,8 @@ class Point(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One row of the tape, as a lane reads it; `number` counts from the start of the solve, `events`
-    is how many events there were before, `fired` which callbacks acted at its end."""
+    """One row of the tape, as a lane reads it; `number` counts from the start of the solve,
+    `events` are those at its end."""
 
     number: Array
     t: Array
@@ -53,16 +54,15 @@ class Row(NamedTuple):
     past: Memory
     landed: Array | None
     active: Array
-    fired: Array | None = None
-    events: Array | None = None
+    events: StepEvents | None = None
 
     @property
     def kinds(self) -> list[tuple[bool, "Row"]]:
         """The rows of steps that end with events and of those that do not, each active where the
         row is of its kind."""
-        if self.fired is None:
+        if self.events is None:
             return [(False, self)]
-        happened = jnp.any(self.fired, axis=-1)
+        happened = jnp.any(self.events.fired, axis=-1)
         return [
             (False, self._replace(active=self.active & ~happened)),
             (True, self._replace(active=self.active & happened)),
@@ -127,9 +127,16 @@ def read(tape: Tape, k: Array, first: Array, spare: Spare) -> Row:
         past=past,
         landed=None if tape.landed is None else jnp.where(active, tape.landed[k], -1),
         active=active,
-        fired=None if tape.fired is None else tape.fired[k] & active,
-        events=None if tape.number is None else tape.number[k],
+        events=_events(tape, k, active),
     )
+
+
+def _events(tape: Tape, k: Array, active: Array) -> StepEvents | None:
+    """The events at the end of a step, none of one that is not there."""
+    if tape.events is None:
+        return None
+    events: StepEvents = jtu.tree_map(lambda x: x[k], tape.events)
+    return events._replace(fired=events.fired & active)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,22 +171,20 @@ class Steps:
         events, args = plan.events, inputs.events
         assert events is not None
         assert args is not None
-        assert row.fired is not None
         assert row.events is not None
         t, dt, end = self.schedule(start, inputs, row)
         past = row.past._replace(history=start.history)
         located = jnp.asarray(False)
         if events.continuous and row.landed is not None:
-            located = (row.landed < 0) & jnp.any(row.fired[jnp.asarray(events.continuous)])
-        at = Crossing(t, start.u, past, dt, end, row.number, row.events, row.fired, located)
-        arrival = arrive(alg, events, field, args, at, self.times)
-        t1, dt, result = arrival
-        after, memory = depart(alg, events, field, args, at, t1, result.u, result.memory)
+            located = (row.landed < 0) & jnp.any(row.events.fired[jnp.asarray(events.continuous)])
+        at = Crossing(t, start.u, past, dt, end, row.number, False, located, row.events)
+        t1, before, dt, result = arrive(alg, events, field, args, at, self.times)
+        after, memory = depart(alg, events, field, args, at, t1, before, result.memory)
         coefficients, ending = None, None
         if inside:
             coefficients = alg.dense(field, t, dt, start.u, result.stages)
             ending = (t1, after, self._slope(inputs, t1, after, memory))
-        happened = Happened(t1, result.u, after) if events.save else Happened(t1, None, None)
+        happened = Happened(t1, before, after) if events.save else Happened(t1, None, None)
         if not self.times:
             return Point(after, None, memory.history), Inside(coefficients, t, dt, ending), happened
         return Point(after, t1, memory.history), Inside(coefficients, t, dt, ending), happened
@@ -225,7 +230,8 @@ class Steps:
         if inside.end is not None:
             end, after, slope = inside.end
             later = jtu.tree_map(lambda x, d: x + d * (ts - end).astype(d.dtype), after, slope)
-            u = where(ts >= row.t_next, later, u)
+            near = 4 * resolution(row.t_next, jnp.zeros_like(row.t_next))
+            u = where(ts >= row.t_next - near, later, u)
         return self.plan.observe(inputs.save_args, u, ts)
 
     def initial_save(self, inputs: Inputs) -> list[Array]:

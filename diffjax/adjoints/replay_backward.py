@@ -192,9 +192,7 @@ class Retreat:
                 return self.steps.cross(start, inputs, row, inside)
             return *self.steps.step(start, inputs, row, inside), None
 
-        def lanes(
-            start: Point, moving: list[Array]
-        ) -> tuple[Point, Inside, Happened | None]:
+        def lanes(start: Point, moving: list[Array]) -> tuple[Point, Inside, Happened | None]:
             return self.lanes(one, True, flags, self.flags, True)(start, moving, self.leaves, row)
 
         start = row.start(self.steps.times)
@@ -214,6 +212,7 @@ class Retreat:
         """The cotangents of what the log of events has of a step."""
         events = self.replay.plan.events
         assert events is not None
+        assert row.events is not None
         total = jtu.tree_map(jnp.zeros_like, happened)
         buffers = given_or_zero_rows(self.cotangents.log, happened)
 
@@ -225,7 +224,9 @@ class Retreat:
             return out
 
         given = [x for x in buffers if x is not None]
-        found = iter(self.lanes(entries, True, True, True)(given, row.fired, row.events))
+        found = iter(
+            self.lanes(entries, True, True, True)(given, row.events.fired, row.events.number)
+        )
         leaves, structure = jtu.tree_flatten(total)
         leaves = [
             x if b is None else masked(row.active, next(found))
@@ -280,7 +281,7 @@ class Retreat:
                 saving=self.steps.saves and self.cotangents.rows is not None,
             )
 
-        if row.fired is None:
+        if row.events is None:
             return through(carry, row, False)
         for event, part in row.kinds:
             carry = when(

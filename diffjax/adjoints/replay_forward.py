@@ -120,9 +120,8 @@ class _Forward:
         """The log with the tangents of what has happened at the end of a step."""
         events = self.replay.plan.events
         assert events is not None
-        assert row.fired is not None
         assert row.events is not None
-        for entered, number in events.places(row.fired, row.events):
+        for entered, number in events.places(row.events.fired, row.events.number):
             written = jtu.tree_map(lambda b, v, n=number: put(b, v, n), log, happened)
             log = where(entered & row.active, written, log)
         return log
@@ -160,7 +159,7 @@ class _Forward:
                 saving=self.steps.saves,
             )
 
-        if row.fired is None:
+        if row.events is None:
             return through(carry, row, False)
         for event, part in row.kinds:
             carry = when(

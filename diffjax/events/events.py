@@ -107,9 +107,7 @@ class Events:
                 flags[place] = values[i]
         return jnp.stack(flags)
 
-    def any_of(
-        self, flags: tuple[bool, ...], fired: Bool[Array, " callbacks"]
-    ) -> Bool[Array, ""]:
+    def any_of(self, flags: tuple[bool, ...], fired: Bool[Array, " callbacks"]) -> Bool[Array, ""]:
         """Whether some callback fired for which a flag is set."""
         return jnp.any(fired & jnp.asarray(flags))
 

@@ -2,11 +2,16 @@
 
 A step at whose end, or at sampled points inside of which, some condition has changed its sign is
 not accepted but taken again up to where the root is expected. The attempts close in on it, each an
-ordinary step from the same start, until one ends just beyond the root: so the state there is as
-accurate as at the end of any step, and a vector field that jumps at the event is never used on its
-far side. Where the root is expected follows from the continuous extension of the last attempt that
-went too far, or, after one that fell short, from the slope at its end; a bracket and bisection
-guard both.
+ordinary step from the same start, until one ends just before the root: so the state there is as
+accurate as at the end of any step, and where the vector field jumps at the event no stage is taken
+on its far side (that such a step misses its error is no reason to make it shorter: the search
+begins all the same). The state is then carried across the root by some rounding, so that what
+follows begins on the far side. Where the root is expected follows from the continuous extension of
+an attempt that went too far, or from the slope at the end of one that fell short; a bracket and
+bisection guard both.
+
+A rough path has no slope: there the bracket is halved down to a resolution, and the attempt that
+ends beyond it is accepted.
 """
 
 from collections.abc import Callable
@@ -15,36 +20,36 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-# A step may end beyond the root by so many units in the last place of time.
+# A step may end before the root by so many units in the last place of time.
 _ROOT_ULPS = 4.0
 # Attempts that trust the extension before the bracket is halved.
 _TRUSTED = 8
-# Iterations of the Illinois method on the extension, where the bracket has not closed before.
-_INNER = 12
-# How far beyond the expected root an attempt aims that follows one that fell short.
-_OVERSHOOT = 1.1
+# Iterations on the extension, where the bracket has not closed before.
+_INNER = 40
 
 
 class Search(NamedTuple):
     """Where the search for an event stands, in the time since the start of the step.
 
     - `aim`: the size of the next attempt; 0 if nothing is searched.
-    - `low`: an attempt of this size fell short of the event; `high`: one went beyond.
+    - `low`: an attempt of this size fell short of the event; `high`: one went beyond, if that is
+        `sure`, or seemed to on the extension of a longer one.
     - `which`: the condition that is followed.
     """
 
     aim: Float[Array, ""]
     low: Float[Array, ""]
     high: Float[Array, ""]
+    sure: Bool[Array, ""]
     which: Int[Array, ""]
     tries: Int[Array, ""]
 
     @staticmethod
     def none(dtype: np.dtype) -> "Search":
         zero, count = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
-        return Search(zero, zero, zero, count, count)
+        return Search(zero, zero, zero, jnp.zeros((), bool), count, count)
 
     @property
     def on(self) -> Bool[Array, ""]:
@@ -55,12 +60,14 @@ class Sighting(NamedTuple):
     """What an attempted step has shown.
 
     - `pending`: it must be taken again with another size.
-    - `fired`: the conditions that had a root just before its end.
+    - `fired`: the conditions that have a root at its end; `beyond`: the sides of zero that they
+        will have behind it.
     - `values`, `sides`: the conditions at its end, and on which side of zero they are.
     """
 
     pending: Bool[Array, ""]
     fired: Bool[Array, " conditions"]
+    beyond: Float[Array, " conditions"]
     values: Float[Array, " conditions"]
     sides: Float[Array, " conditions"]
     search: Search
@@ -94,63 +101,75 @@ def look(
     directions: tuple[int, ...],
     samples: int,
     search: Search,
+    usable: Bool[Array, ""],
     accepted: Bool[Array, ""],
-    when: Callable[..., Search],
+    when: Callable[..., PyTree],
     rough: bool,
 ) -> Sighting:
-    """Judge an attempt that is `accepted` but for its events.
+    """Judge an attempt that is `usable`, and `accepted` but for its events.
 
     `when(condition, function, x)` applies a function where it is needed; conditions that are
     `rough` functions of time are searched by bisection.
     """
-    grid = jnp.asarray(np.arange(1, samples + 2) / (samples + 1), attempt.t.dtype)
+    dt, tolerance, dtype = attempt.dt, attempt.resolution, attempt.t.dtype
+    grid = jnp.asarray(np.arange(1, samples + 2) / (samples + 1), dtype)
     inside = jax.vmap(attempt.conditions)(grid[:-1]) if samples else attempt.end[None][:0]
     values = jnp.concatenate([inside, attempt.end[None]])
     crossed = _crossings(values, attempt.sides, directions)
     in_row = jnp.any(crossed, axis=1)
     row = jnp.argmax(in_row)
-    seen = accepted & jnp.any(in_row)
-    before = jnp.concatenate([jnp.zeros(1, grid.dtype), grid])[row]
+    seen = usable & jnp.any(in_row)
+    before = jnp.concatenate([jnp.zeros(1, dtype), grid])[row]
     ends = jnp.concatenate([attempt.values[None], values])
-    which, guess = _first(ends[row], values[row], crossed[row])
-    dt, tolerance = attempt.dt, attempt.resolution
-
-    short = accepted & ~seen & search.on & (dt < search.high - tolerance)
+    which = jnp.where(seen, _first(ends[row], values[row], crossed[row]), search.which)
+    short = accepted & ~seen & search.on
     low = jnp.where(search.on, search.low, 0)
     found = Search(
-        aim=dt * (before + (grid[row] - before) * guess),
+        aim=dt,
         low=jnp.where(seen, low, dt),
         high=jnp.where(seen, dt * grid[row], search.high),
-        which=jnp.where(seen, which, search.which).astype(jnp.int32),
+        sure=jnp.where(seen, row == samples, search.sure),
+        which=which.astype(jnp.int32),
         tries=search.tries + 1,
     )
+    sides = jnp.where(attempt.end == 0, attempt.sides, jnp.sign(attempt.end))
     if rough:
-        aim = (found.low + found.high) / 2
+        landed = accepted & seen & (dt - found.low <= tolerance)
+        fired, beyond = crossed[-1] & landed, sides
+        pending = (seen & ~landed) | (short & (dt < found.high - tolerance))
+        found = found._replace(aim=jnp.maximum((found.low + found.high) / 2, tolerance))
     else:
 
-        def refine(found: Search) -> Search:
-            beyond = _root(attempt, found.which, before, grid[row])
-            closer = jnp.where(seen, dt * beyond + tolerance / 2, _onward(attempt, found.which))
-            return found._replace(aim=closer)
+        def refine(given: tuple[Search, Array]) -> tuple[Search, Array]:
+            found, _ = given
+            missing = _missing(attempt, directions, sides)
+            beyond = dt * _root(attempt, found.which, before, grid[row])
+            aim = jnp.where(seen, beyond, dt + missing[found.which]) - tolerance / 2
+            return found._replace(aim=jnp.maximum(aim, tolerance)), missing
 
-        aim = when(seen | short, refine, found).aim
-    landed = seen & ((dt - aim <= tolerance) | (dt - found.low <= tolerance) | (dt <= tolerance))
-    landed &= crossed[-1].any()
-    pending = (seen & ~landed) | short
-    middle = (found.low + found.high) / 2
-    trusted = (aim > found.low) & (aim < found.high) & (found.tries <= _TRUSTED)
-    # A bracket that can be closed no further ends with an attempt of its upper end.
-    closed = found.high - found.low <= tolerance
-    aim = jnp.where(closed, found.high, jnp.where(trusted, aim, middle))
-    found = found._replace(aim=jnp.maximum(aim, tolerance))
-    none = Search.none(attempt.t.dtype)
-    return Sighting(
-        pending=pending,
-        fired=crossed[-1] & landed,
-        values=attempt.end,
-        sides=jnp.where(attempt.end == 0, attempt.sides, jnp.sign(attempt.end)),
-        search=Search(*(jnp.where(pending, x, y) for x, y in zip(found, none, strict=True))),
-    )
+        far = jnp.full_like(attempt.end, jnp.inf)
+        found, missing = when(seen | short, refine, (found, far))
+        closed = found.sure & (found.high - found.low <= tolerance)
+        near = short & ((missing[found.which] <= tolerance) | closed)
+        at_once = accepted & seen & (dt <= 2 * tolerance)
+        landed = near | at_once
+        followed = jnp.arange(len(directions)) == found.which
+        reached = jnp.where(seen, jnp.any(crossed, axis=0), followed | (missing <= tolerance))
+        fired = landed & reached
+        beyond = jnp.where(seen, sides, -sides)
+        # What is not sure is no bound: the slope at the end of an accepted step tells better.
+        most = jnp.where(found.sure, 1, 2) * found.high
+        trusted = (found.aim > found.low) & (found.aim < most) & (found.tries <= _TRUSTED)
+        spurious = short & ~found.sure & (dt >= found.high - tolerance) & ~trusted
+        pending = (seen | short) & ~landed & ~spurious
+        middle = (found.low + found.high) / 2
+        aim = jnp.where(trusted, found.aim, jnp.where(found.sure, middle, found.high))
+        # A bracket that can be closed no further ends with an attempt of its lower end.
+        aim = jnp.where(closed, found.low, aim)
+        found = found._replace(aim=jnp.maximum(aim, tolerance))
+    none = Search.none(dtype)
+    kept = Search(*(jnp.where(pending, x, y) for x, y in zip(found, none, strict=True)))
+    return Sighting(pending, fired, beyond, attempt.end, sides, kept)
 
 
 def _crossings(values: Array, sides: Array, directions: tuple[int, ...]) -> Array:
@@ -159,9 +178,10 @@ def _crossings(values: Array, sides: Array, directions: tuple[int, ...]) -> Arra
     A zero inside belongs to the side before it, one at the end to the side beyond.
     """
     signs = jnp.sign(values)
-    before = jnp.concatenate([sides[None], signs[:-1]])
-    earlier = jnp.concatenate([sides[None], sides[None], signs[:-2]])[: before.shape[0]]
-    before = jnp.where(before == 0, earlier, before)
+    sides_before = [sides]
+    for sign in signs[:-1]:
+        sides_before.append(jnp.where(sign == 0, sides_before[-1], sign))
+    before = jnp.stack(sides_before)
     end = jnp.where(signs[-1] == 0, -before[-1], signs[-1])
     after = jnp.concatenate([signs[:-1], end[None]])
     change = after * before < 0
@@ -169,14 +189,12 @@ def _crossings(values: Array, sides: Array, directions: tuple[int, ...]) -> Arra
     return change & ((wanted == 0) | (after == wanted))
 
 
-def _first(left: Array, right: Array, crossed: Array) -> tuple[Array, Array]:
-    """Which of the conditions that change sign between two points does so first, and at what
-    fraction of the way, by a line between them."""
+def _first(left: Array, right: Array, crossed: Array) -> Int[Array, ""]:
+    """Which of the conditions that change sign between two points does so first, by a line."""
     change = right - left
     fraction = jnp.where(change == 0, 0.5, -left / jnp.where(change == 0, 1, change))
     fraction = jnp.where((fraction >= 0) & (fraction <= 1), fraction, 0.5)
-    which = jnp.argmax(jnp.where(crossed, -fraction, -2))
-    return which, fraction[which]
+    return jnp.argmax(jnp.where(crossed, -fraction, -2))
 
 
 class _Bracket(NamedTuple):
@@ -207,12 +225,14 @@ def _root(attempt: Attempt, which: Array, left: Array, right: Array) -> Float[Ar
     def closer(s: _Bracket) -> _Bracket:
         change = s.value_b - s.value_a
         x = s.b - s.value_b * (s.b - s.a) / jnp.where(change == 0, 1, change)
-        x = jnp.where((x >= s.a) & (x <= s.b), x, (s.a + s.b) / 2)
+        # A condition may start near zero, where a line through its value says nothing.
+        known = (s.a > left) & (x >= s.a) & (x <= s.b)
+        x = jnp.where(known, x, (s.a + s.b) / 2)
         value = attempt.conditions(x)[which]
         beyond = jnp.sign(value) != jnp.sign(s.value_a)
         # An end that stays twice is given half its value, or the other would close in alone.
-        half_a = jnp.where(s.replaced > 0, 0.5, 1.0)
-        half_b = jnp.where(s.replaced < 0, 0.5, 1.0)
+        half_a = jnp.where((s.replaced > 0) & known, 0.5, 1.0)
+        half_b = jnp.where((s.replaced < 0) & known, 0.5, 1.0)
         return _Bracket(
             a=jnp.where(beyond, s.a, x),
             value_a=jnp.where(beyond, s.value_a * half_a, value),
@@ -230,9 +250,15 @@ def _root(attempt: Attempt, which: Array, left: Array, right: Array) -> Float[Ar
     return jax.lax.while_loop(pending, closer, start).x
 
 
-def _onward(attempt: Attempt, which: Array) -> Float[Array, ""]:
-    """The size of a step that goes as far as the condition's root, from one that falls short."""
+def _missing(
+    attempt: Attempt, directions: tuple[int, ...], sides: Array
+) -> Float[Array, " conditions"]:
+    """How much longer the step would have to be to reach each condition's root, by its slope at
+    the end; infinite for those that move away, or whose root would not count."""
     one = jnp.ones_like(attempt.t)
-    value, slope = jax.jvp(lambda x: attempt.conditions(x)[which], (one,), (one,))
-    missing = jnp.where(slope == 0, jnp.inf, jnp.abs(value / jnp.where(slope == 0, 1, slope)))
-    return attempt.dt * (1 + _OVERSHOOT * missing) + attempt.resolution
+    _, slopes = jax.jvp(attempt.conditions, (one,), (one,))
+    towards = slopes * sides < 0
+    wanted = jnp.asarray(directions, sides.dtype)
+    counts = towards & ((wanted == 0) | (wanted == -sides))
+    ahead = attempt.dt * jnp.abs(attempt.end / jnp.where(towards, slopes, 1))
+    return jnp.where(counts, ahead, jnp.inf)

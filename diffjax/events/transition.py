@@ -18,14 +18,24 @@ from ..algorithms.base import Algorithm, Field, Memory, State, StepResult
 from .events import EventArgs, Events
 
 
+class StepEvents(NamedTuple):
+    """What a tape keeps of the events at the end of a step: which callbacks `fired`, the `number`
+    of events before, and how far `beyond` a root the step was carried."""
+
+    fired: Bool[Array, " callbacks"]
+    number: Int[Array, ""]
+    beyond: Float[Array, ""]
+
+
 class Crossing(NamedTuple):
     """A step that ends with events.
 
     - `t`, `u`, `past`, `dt`: the step, `past` its lasting memory.
     - `end`: when it ends, where that is not by an event that was located.
-    - `step`: its number; `number`: how many events there were before.
-    - `fired`: by callback.
-    - `located`: whether it was cut to end on a root of a condition.
+    - `step`: its number.
+    - `pinned`: whether its end is a given time, whatever event is there.
+    - `located`: whether it was cut to end just before a root of a condition.
+    - `happenings`: its events, None as long as they are not known.
     """
 
     t: Float[Array, ""]
@@ -34,15 +44,27 @@ class Crossing(NamedTuple):
     dt: Float[Array, ""]
     end: Float[Array, ""]
     step: Int[Array, ""]
-    number: Int[Array, ""]
-    fired: Bool[Array, " callbacks"]
-    located: Bool[Array, ""]
+    pinned: bool | Bool[Array, ""]
+    located: bool | Bool[Array, ""] = False
+    happenings: StepEvents | None = None
+
+    @property
+    def events(self) -> StepEvents:
+        """What is known of its events, once it is."""
+        assert self.happenings is not None
+        return self.happenings
+
+    def carried(self, beyond: Array) -> "Crossing":
+        """The same, carried so far across the root."""
+        return self._replace(happenings=self.events._replace(beyond=beyond))
 
 
 class Arrival(NamedTuple):
-    """The end of a step before its events: the time, the state and what the step gave beside."""
+    """The end of a step before its events: the time and the state, the size of the step and what it
+    gave beside."""
 
     t: Float[Array, ""]
+    u: State
     dt: Float[Array, ""]
     result: StepResult
 
@@ -63,18 +85,31 @@ def arrive(
         return alg.step(field.during(at.step), at.t, dt, at.u, memory, None)
 
     if not (smooth and events.continuous):
-        return Arrival(at.end, at.dt, step(at, field, at.dt))
+        result = step(at, field, at.dt)
+        return Arrival(at.end, result.u, at.dt, result)
 
     def condition(dt: Array, given: tuple[Crossing, Field, EventArgs]) -> Array:
         at, field, args = given
         result = step(at, field, dt)
         parameters = alg.parameters(result.memory)
         values = events.conditions(args, at.t + dt, result.u, parameters)
-        return jnp.sum(jnp.where(first_located(events, at.fired), values, 0))
+        return jnp.sum(jnp.where(first_located(events, at.events.fired), values, 0))
 
     root = _root(condition, at.dt, at.located, (at, field, args))
     dt = jnp.where(at.located, root, at.dt)
-    return Arrival(jnp.where(at.located, at.t + dt, at.end), dt, step(at, field, dt))
+    result = step(at, field, dt)
+    u = across(alg, alg.field_now(field, result.memory), at, dt, result)
+    return Arrival(jnp.where(at.located, at.t + dt + at.events.beyond, at.end), u, dt, result)
+
+
+def across(alg: Algorithm, field: Field, at: Crossing, dt: Array, result: StepResult) -> State:
+    """The state behind the root that a step was cut to end before."""
+    coefficients = alg.dense(field, at.t, dt, at.u, result.stages)
+    one = jnp.ones_like(at.t)
+    here, there = (
+        alg.interpolate(coefficients, theta) for theta in (one, one + at.events.beyond / dt)
+    )
+    return jtu.tree_map(lambda u, x, y: u + jnp.where(at.located, y - x, 0), result.u, here, there)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -118,13 +153,13 @@ def depart(
     u: State,
     memory: Memory,
 ) -> tuple[State, Memory]:
-    """The state and the memory after the affects, from those before them; without an affect both
-    stay."""
-    after, changed = events.affect(args, at.fired, at.number, t, u, alg.parameters(memory))
-    if not any(events.acts):
+    """The state and the memory after the affects, from those before them."""
+    after, changed = events.affect(
+        args, at.events.fired, at.events.number, t, u, alg.parameters(memory)
+    )
+    if not (any(events.acts) or events.continuous):
         return u, memory
     fresh = alg.restart(field, t, after, memory, changed)
-    if all(events.acts):
-        return after, fresh
-    acts = events.any_of(events.acts, at.fired)
-    return after, jtu.tree_map(lambda x, y: jnp.where(acts, x, y), fresh, memory)
+    # At a root that was located the vector field may jump, whether there is an affect or not.
+    breaks = events.any_of(events.acts, at.events.fired) | at.located
+    return after, jtu.tree_map(lambda x, y: jnp.where(breaks, x, y), fresh, memory)

@@ -169,14 +169,18 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
             accepted = accepted & active
         sighting = None
         if self.watch is not None and c.events is not None:
-            sighting = self.watch.look(c.events, c.t, dt, c.u, result, accepted)
+            # A step that misses its error may do so for an event inside of it.
+            finite = jnp.isfinite(error) & result.ok
+            usable = finite if active is None else finite & active
+            sighting = self.watch.look(c.events, c.t, dt, c.u, result, usable, accepted)
         next_dt, control = self._next_dt(c, dt, error, result, accepted, landing)
         if sighting is not None:
             # What was planned before an event was met is what the solve goes on with after it.
-            met = sighting.pending | jnp.any(sighting.fired)
+            met = sighting.pending | jnp.any(sighting.fired & accepted)
             next_dt = jnp.where(met, c.dt, next_dt)
             control = where(sighting.pending, c.control, control)
             accepted = accepted & ~sighting.pending
+            landing = landing | self.watch.meets(sighting, c.t, dt, target)
         t, t_low = _advance_time(c.t, c.t_low, dt, landing, target)
         step = accepted.astype(jnp.int32)
         on_stop = landing if self.limit is None else landing & (stop <= self.limit)
@@ -223,22 +227,22 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         owners = watch.args.owners
         if owners is not None:
             due = owners[jnp.maximum(record.landed, 0)] & on_stop
-        at = Crossing(
-            step.t, step.u, step.past, step.dt, end, c.naccept, c.events.log.n, None, ~on_stop
-        )
-        ending, fired = watch.settle(c.events, at, result, sighting, accepted, due)
-        happened = jnp.any(fired)
-        acts = watch.events.any_of(watch.events.acts, fired)
+        at = Crossing(step.t, step.u, step.past, step.dt, end, c.naccept, pinned=on_stop)
+        ending, at = watch.settle(c.events, at, result, sighting, accepted, due)
+        happened = jnp.any(at.events.fired)
+        breaks = watch.events.any_of(watch.events.acts, at.events.fired) | at.located
         assert self.plan.controller is not None
         fresh = self.plan.controller.init(self.plan.error_exponent, step.t.dtype)
         state = state._replace(
             t=jnp.where(happened, ending.t, state.t),
             u=where(happened, ending.u, state.u),
             memory=where(happened, ending.memory, state.memory),
-            control=where(acts, fresh, state.control),
+            control=where(breaks, fresh, state.control),
             events=ending.events,
         )
-        return state, record._replace(fired=fired, number=c.events.log.n)
+        # How far a step goes that was cut at a root does not follow from the stop.
+        landed = jnp.where(at.located, -1, record.landed)
+        return state, record._replace(landed=landed, events=at.happenings)
 
     def _rounded(self, dt: Array) -> Float[Array, ""]:
         """The planned step; of a stochastic solve only its leading digits.

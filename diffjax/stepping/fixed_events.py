@@ -78,23 +78,22 @@ class FixedEventStepper(Stepper[FixedEventState]):
         dt, on_grid = self.watch.planned(c.events, grid - c.t, jnp.asarray(True))
         result = self.alg.step(self.field.during(c.taken), c.t, dt, c.u, c.memory, None)
         active = self.active(c) if masked else jnp.asarray(True)
-        sighting = self.watch.look(c.events, c.t, dt, c.u, result, active)
+        sighting = self.watch.look(c.events, c.t, dt, c.u, result, active, active)
         accepted = active if sighting is None else active & ~sighting.pending
         on_grid |= c.t + dt >= grid
+        if sighting is not None:
+            on_grid |= self.watch.meets(sighting, c.t, dt, grid)
         end = jnp.where(on_grid, grid, c.t + dt)
         u, iterations = result.u, c.iterations
         if iterations is not None:
             # There is no smaller step to try, and what did not converge is no solution.
             u = jtu.tree_map(lambda x: jnp.where(result.ok, x, jnp.nan), u)
             iterations = iterations.after(result, ~iterations.failed & active)
-        landed = jnp.where(on_grid, c.done + 1, -1)
         owners = self.watch.args.owners
         due = None if owners is None else owners[c.done + 1] & on_grid
-        at = Crossing(
-            c.t, c.u, c.memory.lasting, dt, end, c.taken, c.events.log.n, None, ~on_grid
-        )
+        at = Crossing(c.t, c.u, c.memory.lasting, dt, end, c.taken, pinned=on_grid)
         result = result._replace(u=u)
-        ending, fired = self.watch.settle(c.events, at, result, sighting, accepted, due)
+        ending, at = self.watch.settle(c.events, at, result, sighting, accepted, due)
         step = accepted.astype(jnp.int32)
         state = FixedEventState(
             t=jnp.where(accepted, ending.t, c.t),
@@ -108,9 +107,8 @@ class FixedEventStepper(Stepper[FixedEventState]):
         )
         self.report_progress(c, state)
         past = c.memory.lasting
-        record = Record(
-            Step(c.t, dt, c.u, past, result.stages), accepted, landed, fired, c.events.log.n
-        )
+        landed = jnp.where(on_grid & ~at.located, c.done + 1, -1)
+        record = Record(Step(c.t, dt, c.u, past, result.stages), accepted, landed, at.happenings)
         return state, record
 
     def counts(self, c: FixedEventState) -> Counts:

@@ -78,7 +78,9 @@ def make_stepper(
 ) -> Stepper[Any]:
     """The stepper of a plan; `limit` is the time that adaptive steps do not pass."""
     if plan.controller is None:
-        return FixedStepper(plan, inputs) if plan.events is None else FixedEventStepper(plan, inputs)
+        return (
+            FixedStepper(plan, inputs) if plan.events is None else FixedEventStepper(plan, inputs)
+        )
     return AdaptiveStepper(plan, inputs, settings, limit)
 
 

@@ -21,7 +21,6 @@ from ..noise.base import NoiseProcess
 from .controllers import Controller
 from .lanes import is_small
 
-
 # Attempts that finding an event takes at most.
 _SEARCH = 32
 

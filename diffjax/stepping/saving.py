@@ -18,6 +18,7 @@ from .plan import Inputs, Plan, Settings
 from .stepper import Step, Stepper
 from .trees import chosen, nan_like
 from .varying import vary_alike
+from .watch import just_happened
 
 
 class Saver:
@@ -40,7 +41,7 @@ class Saver:
         if self.plan.events is None:
             return row
         moved = self.plan.observe(self.inputs.save_args, self.stepper.state(carry), ts)
-        return chosen(carry.events.latest == ts, moved, row)
+        return chosen(just_happened(carry.events, ts), moved, row)
 
     def initial_row(self) -> list[Array]:
         inputs = self.inputs

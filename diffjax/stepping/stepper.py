@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..algorithms.base import Algorithm, Memory, State, StepResult
+from ..events.transition import StepEvents
 from .plan import Inputs, Plan
 
 Carry = TypeVar("Carry")
@@ -30,15 +31,14 @@ class Step(NamedTuple):
 class Record(NamedTuple):
     """One attempted step, as savers and the tape see it.
 
-    `landed` is the index of the stop that the step was cut to end on, -1 if none. `fired` are the
-    callbacks that acted at its end, `number` how many events there were before; None without any.
+    `landed` is the index of the stop that the step was cut to end on, -1 if none. `events` are those
+    at its end; None for a solve without any.
     """
 
     step: Step
     accepted: bool | Bool[Array, ""]
     landed: Int[Array, ""]
-    fired: Bool[Array, " callbacks"] | None = None
-    number: Int[Array, ""] | None = None
+    events: StepEvents | None = None
 
 
 class Counts(NamedTuple):

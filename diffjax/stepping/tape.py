@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from ..algorithms.base import Memory
+from ..events.transition import StepEvents
 from .plan import Inputs
 from .stepper import Record, Stepper
 
@@ -26,8 +27,8 @@ class Tape(NamedTuple):
     Row k is the step that starts at `t[k]` in state `u[k]`; one row more is the end of the last.
     `u` is None on a tape of times alone. `landed` is the stop a step was cut to end on, -1 if none;
     it is kept only for a derivative with respect to times. `past` is the lasting memory that a step
-    was taken with; of most methods it has no leaves. `fired` are the callbacks that acted at the end
-    of a step, `number` how many events there were before; None for a solve without any.
+    was taken with; of most methods it has no leaves. `events` are those at the end of a
+    step; None for a solve without any.
     """
 
     t: Float[Array, " rows+1"]
@@ -36,8 +37,7 @@ class Tape(NamedTuple):
     past: Memory | None
     landed: Int[Array, " rows+1"] | None
     used: Int[Array, ""]
-    fired: Bool[Array, "rows+1 callbacks"] | None = None
-    number: Int[Array, " rows+1"] | None = None
+    events: StepEvents | None = None
 
     def write(self, number: Array, record: Record) -> "Tape":
         """Row `number`; a rejected step's row is overwritten by the next attempt's."""
@@ -48,8 +48,7 @@ class Tape(NamedTuple):
             u=self._with_state(step.u, number),
             past=self._with_past(step.past, number),
             landed=None if self.landed is None else put(self.landed, record.landed, number),
-            fired=None if self.fired is None else put(self.fired, record.fired, number),
-            number=None if self.number is None else put(self.number, record.number, number),
+            events=jtu.tree_map(lambda x, row: put(x, row, number), self.events, record.events),
         )
 
     def close(self, used: Array, stepper: Stepper[Any], carry: Any) -> "Tape":
@@ -94,8 +93,13 @@ def new_tape(
         past=rows(past),
         landed=jnp.full(length + 1, -1, jnp.int32) if landings else None,
         used=jnp.zeros((), jnp.int32),
-        fired=None if callbacks is None else jnp.zeros((length + 1, callbacks), bool),
-        number=None if callbacks is None else jnp.zeros(length + 1, jnp.int32),
+        events=None
+        if callbacks is None
+        else StepEvents(
+            fired=jnp.zeros((length + 1, callbacks), bool),
+            number=jnp.zeros(length + 1, jnp.int32),
+            beyond=jnp.zeros(length + 1, dtype),
+        ),
     )
 
 

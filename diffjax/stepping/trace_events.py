@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
 from ..events.callbacks import Callback, ContinuousCallback, DiscreteCallback, ScheduledCallback
@@ -56,7 +55,11 @@ class EventTracer:
         """The user's state and the leaves of p after one affect."""
         assert callback.affect is not None
         given = (u, self._parameters(leaves), t)
-        out = callback.affect.value(*given, number) if callback.numbered else callback.affect.value(*given)
+        out = (
+            callback.affect.value(*given, number)
+            if callback.numbered
+            else callback.affect.value(*given)
+        )
         name = f"the affect of {callback.name}"
         if not callback.changes_p:
             return checked(out, u, name), list(leaves)
@@ -126,7 +129,9 @@ class EventTracer:
             dtype = jnp.bool_ if is_test else t.dtype
             return jnp.stack(
                 [
-                    _scalar(self.callbacks[i], self.callbacks[i].condition.value(state, p, time), dtype)
+                    _scalar(
+                        self.callbacks[i], self.callbacks[i].condition.value(state, p, time), dtype
+                    )
                     for i in which
                 ]
             )
@@ -156,7 +161,9 @@ class EventTracer:
         fired = jnp.zeros(len(self.callbacks), bool)
         return self._traced(act, fired, jnp.zeros((), jnp.int32))
 
-    def events(self, most: int, owners: Bool[Array, "stops scheduled"] | None) -> tuple[Events, EventArgs]:
+    def events(
+        self, most: int, owners: Bool[Array, "stops scheduled"] | None
+    ) -> tuple[Events, EventArgs]:
         """The events of a plan and what they close over."""
         kinds = [
             tuple(i for i, c in enumerate(self.callbacks) if isinstance(c, kind))
@@ -202,9 +209,7 @@ def _scalar(callback: Callback, value: Any, dtype: Any) -> Array:
     return jnp.asarray(value).astype(dtype)
 
 
-def scheduled_stops(
-    callbacks: Sequence[Callback], times: Any, dtype: Any
-) -> list[Array]:
+def scheduled_stops(callbacks: Sequence[Callback], times: Any, dtype: Any) -> list[Array]:
     """The times of each scheduled callback, in the time of the solve."""
     found = []
     for callback in callbacks:

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int
 
-from ..algorithms.base import Memory, State, StepResult
+from ..algorithms.base import Field, Memory, State, StepResult
 from ..algorithms.implicit import derivative
 from ..events.search import Attempt, Search, Sighting, look, resolution
-from ..events.transition import Crossing, arrive, attached, depart
+from ..events.transition import Crossing, StepEvents, across, arrive, attached, depart
 from .lanes import any_lane
 from .plan import Inputs, Plan
 from .status import ReturnCode
@@ -24,8 +24,12 @@ from .trees import nan_like, when, where
 
 # Two events of one callback so many units of the resolution apart are no two events.
 _ZENO = 8.0
+# A step is carried across a root by at most so many units of the resolution.
+_DOUBLED = 2.0**20
 # After an event a condition is looked at so many units of the resolution later.
 _LATER = 2.0
+# An event so many units of the resolution from a given time is at that time.
+_SAME = 4.0
 # A rough path is searched to this part of the step, or to what its noise resolves.
 _ROUGH = 2.0**-20
 
@@ -57,6 +61,13 @@ class EventState(NamedTuple):
     latest: Float[Array, ""]
     code: Int[Array, ""]
     log: EventLog
+
+
+def just_happened(events: EventState, ts: Array) -> Bool[Array, ""]:
+    """Whether the last event was at `ts`, but for rounding."""
+    latest = events.latest
+    near = jnp.abs(latest - ts) <= _SAME * resolution(ts, jnp.zeros_like(ts))
+    return jnp.isfinite(latest) & near
 
 
 class Ending(NamedTuple):
@@ -120,9 +131,14 @@ class Watch:
         dt: Array,
         u: State,
         result: StepResult,
+        usable: Array,
         accepted: Array,
     ) -> Sighting | None:
-        """Judge an attempted step by its continuous callbacks; None if there are none."""
+        """Judge an attempted step by its continuous callbacks; None if there are none.
+
+        It is `accepted` but for its events, or refused for its error and still `usable` for seeing
+        one.
+        """
         events, alg = self.events, self.alg
         if not events.continuous:
             return None
@@ -154,6 +170,7 @@ class Watch:
             events.directions,
             0 if self.rough else events.samples,
             state.search,
+            jnp.asarray(accepted if self.rough else usable),
             jnp.asarray(accepted),
             lambda condition, function, x: when(any_lane(condition), function, x),
             self.rough,
@@ -167,6 +184,11 @@ class Watch:
         finest = _ROUGH * whole
         return finest if smallest is None else jnp.maximum(finest, smallest.astype(dt.dtype))
 
+    def meets(self, sighting: Sighting, t: Array, dt: Array, stop: Array) -> Bool[Array, ""]:
+        """Whether a step that ends with an event does so at a stop, but for rounding."""
+        t, dt, stop = jax.lax.stop_gradient((t, dt, stop))
+        return jnp.any(sighting.fired) & (stop - (t + dt) <= _SAME * resolution(t, dt))
+
     def settle(
         self,
         state: EventState,
@@ -175,36 +197,70 @@ class Watch:
         sighting: Sighting | None,
         accepted: Array,
         due: Array | None,
-    ) -> tuple[Ending, Bool[Array, " callbacks"]]:
-        """What the events at the end of a step make of it, and which callbacks fired.
+    ) -> tuple[Ending, Crossing]:
+        """What the events at the end of a step make of it, and which they were.
 
-        `at` is the step; what it says of events is not known yet. `due` are the scheduled
-        callbacks whose time has come.
+        `at` is the step, of whose events nothing is known yet; `due` are the scheduled callbacks
+        whose time has come.
         """
-        events, end = self.events, jax.lax.stop_gradient(at.end)
+        events = self.events
         tested, located = None, None
         if events.discrete:
-            after = jax.lax.stop_gradient(result.u)
-            parameters = self.alg.parameters(jax.lax.stop_gradient(result.memory))
-            tested = accepted & events.tests(
-                jax.lax.stop_gradient(self.args), end, after, parameters
+            args, end, u, memory = jax.lax.stop_gradient(
+                (self.args, at.end, result.u, result.memory)
             )
+            tested = accepted & events.tests(args, end, u, self.alg.parameters(memory))
         if sighting is not None:
             located = accepted & sighting.fired
             state = self._noted(state, sighting, accepted)
         fired = events.fired(located, tested, None if due is None else accepted & due)
-        any_fired, number = jnp.any(fired), state.log.n
-        at = at._replace(fired=fired, number=number)
-        if located is not None:
-            at = at._replace(located=jnp.any(located) & at.located)
-        else:
-            at = at._replace(located=jnp.asarray(False))
+        happened = jnp.any(fired)
+        at = at._replace(
+            located=jnp.asarray(False) if located is None else jnp.any(located),
+            happenings=StepEvents(fired, state.log.n, jnp.zeros_like(at.dt)),
+        )
         before = Ending(at.end, result.u, result.memory, state)
 
-        def happen(ending: Ending) -> Ending:
-            return where(any_fired, self._happen(ending, at, located), ending)
+        def happen(given: tuple[Ending, Array]) -> tuple[Ending, Array]:
+            ending, beyond = given
+            here = at
+            if sighting is not None and not self.rough:
+                beyond = self._beyond(at, result, sighting)
+                here = at.carried(beyond)
+                u = across(self.alg, self._now(result.memory), here, at.dt, result)
+                ending = ending._replace(t=ending.t + jnp.where(at.pinned, 0, beyond), u=u)
+            ending = self._happen(ending, here, located)
+            return where(happened, ending, before), beyond
 
-        return when(any_lane(any_fired), happen, before), fired
+        ending, beyond = when(any_lane(happened), happen, (before, at.events.beyond))
+        return ending, at.carried(beyond)
+
+    def _now(self, memory: Memory) -> Field:
+        """The field with the parameters as they are now."""
+        return self.alg.field_now(self.field, memory)
+
+    def _beyond(self, at: Crossing, result: StepResult, sighting: Sighting) -> Float[Array, ""]:
+        """How far across the root a step must be carried for its conditions to have changed their
+        side: some rounding of time, or what in the state is worth some."""
+        at, result, now, args = jax.lax.stop_gradient(
+            (at, result, self._now(result.memory), self.args)
+        )
+        parameters = self.alg.parameters(result.memory)
+        least = resolution(at.t, at.dt) / 2
+
+        def short(beyond: Array) -> Array:
+            u = across(self.alg, now, at.carried(beyond), at.dt, result)
+            values = self.events.conditions(args, at.end + beyond, u, parameters)
+            there = jnp.sign(values) == sighting.beyond
+            return at.located & jnp.any(sighting.fired & ~there) & (beyond < _DOUBLED * least)
+
+        def further(state: tuple[Array, Array]) -> tuple[Array, Array]:
+            beyond, is_short = state
+            beyond = jnp.where(is_short, jnp.maximum(2 * beyond, least), beyond)
+            return beyond, short(beyond)
+
+        start = (at.events.beyond, short(at.events.beyond))
+        return jax.lax.while_loop(lambda s: any_lane(s[1]), further, start)[0]
 
     def _noted(self, state: EventState, sighting: Sighting, accepted: Array) -> EventState:
         """With what an attempt has shown of the conditions."""
@@ -226,16 +282,24 @@ class Watch:
         memory = memory._replace(history=history)
         after, memory = depart(alg, events, self.field, args, at, t, u, memory)
         log = state.log
-        for i, (entered, row) in enumerate(events.places(at.fired, log.n)):
+        for i, (entered, row) in enumerate(events.places(at.events.fired, log.n)):
             log = _entered(log, i, entered, row, t, u, after)
-        count = sum((at.fired[i] & x for i, x in enumerate(events.logged)), jnp.zeros((), jnp.int32))
+        count = sum(
+            (at.events.fired[i] & x for i, x in enumerate(events.logged)), jnp.zeros((), jnp.int32)
+        )
         log = log._replace(n=log.n + count)
-        values, sides = self._sides(t, at.dt, after, memory, state.values, located)
+        values, sides = self._sides(t, at.dt, after, memory)
+        if located is not None and not self.rough:
+            sides = self._leaving(sides, located, (t, u), (t, after), memory)
         now = jax.lax.stop_gradient(t)
-        code = jnp.where(events.any_of(events.terminates, at.fired), ReturnCode.terminated, state.code)
+        code = jnp.where(
+            events.any_of(events.terminates, at.events.fired), ReturnCode.terminated, state.code
+        )
         last = state.last
         if located is not None:
-            zeno = jnp.any(located & (now - state.last <= _ZENO * resolution(now, jnp.zeros_like(now))))
+            zeno = jnp.any(
+                located & (now - state.last <= _ZENO * resolution(now, jnp.zeros_like(now)))
+            )
             full = jnp.any(located) & (state.log.n >= events.most)
             code = jnp.where(zeno | full, ReturnCode.event_failed, code)
             last = jnp.where(located, now, state.last)
@@ -255,41 +319,38 @@ class Watch:
         return jax.jvp(
             lambda t, u: events.conditions(args, t, u, parameters),
             (t, u),
-            (jnp.ones_like(t), slope),
+            (jnp.ones_like(t), jtu.tree_map(_finite, slope)),
         )
 
-    def _sides(
-        self,
-        t: Array,
-        dt: Array,
-        u: State,
-        memory: Memory,
-        before: Array | None = None,
-        located: Array | None = None,
-    ) -> tuple[Array, Array]:
-        """The conditions at the start of a step, and on which side of zero they are just after.
-
-        Those that were `located` here and had these values `before` the affect are still on their
-        roots, unless it has moved them: then their slope tells.
-        """
+    def _sides(self, t: Array, dt: Array, u: State, memory: Memory) -> tuple[Array, Array]:
+        """The conditions at the start of a step, and on which side of zero they are just after."""
         if not self.events.continuous:
             none = jnp.zeros(0, t.dtype)
             return none, none
         values, slopes = self._change(t, u, memory)
-        slopes = jnp.where(jnp.isfinite(slopes), slopes, 0)
         later = _LATER * resolution(jax.lax.stop_gradient(t), jax.lax.stop_gradient(dt))
-        sides = jnp.sign(values + later * slopes)
-        if located is not None and not self.rough:
-            still = located & (jnp.abs(values) <= 2 * jnp.abs(before))
-            sides = jnp.where(still, jnp.sign(slopes), sides)
-        return values, sides
+        return values, jnp.sign(values + later * slopes)
+
+    def _leaving(
+        self, sides: Array, located: Array, before: Any, after: Any, memory: Memory
+    ) -> Float[Array, " continuous"]:
+        """The sides after an event. Conditions that were `located` there and that the affect has
+        not moved are still on their roots, and go where their slopes point."""
+        at_root, _ = self._change(*before, memory)
+        values, slopes = self._change(*after, memory)
+        still = located & (jnp.abs(values) <= 2 * jnp.abs(at_root))
+        return jnp.where(still, jnp.sign(slopes), sides)
+
+
+def _finite(x: Array) -> Array:
+    return jnp.where(jnp.isfinite(x), x, 0)
 
 
 def _again(alg: Any, events: Any, smooth: bool, given: Any) -> Any:
     """The end of a step that has events, before them, once more."""
     at, field, args = given
     arrival = arrive(alg, events, field, args, at, smooth)
-    return arrival.t, arrival.result.u, arrival.result.memory.history
+    return arrival.t, arrival.u, arrival.result.memory.history
 
 
 def _entered(
