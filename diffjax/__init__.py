@@ -145,6 +145,7 @@ from .stepping.controllers import Controller as Controller
 from .stepping.controllers import IController as IController
 from .stepping.controllers import PIController as PIController
 from .stepping.controllers import PIDController as PIDController
+from .stepping.happenings import Happenings as Happenings
 from .stepping.status import ReturnCode as ReturnCode
 from .stepping.steady_state import DynamicSS as DynamicSS
 from .stepping.steady_state import SSRootfind as SSRootfind

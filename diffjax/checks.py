@@ -331,17 +331,20 @@ def known_times(callbacks: tuple[Callback, ...], prob: Problem) -> list[float]:
     for callback in callbacks:
         if not isinstance(callback, ScheduledCallback):
             continue
-        tspan = prob.tspan
-        static = not callable(tspan) and all(isinstance(t, float) for t in tspan)
-        times = callback.times_in(tuple(tspan) if static else None)
-        if not static or not isinstance(times, tuple):
+        ends = tuple(t for t in _ends(prob) if isinstance(t, float))
+        times = callback.times_in((ends[0], ends[1])) if len(ends) == 2 else None
+        if not isinstance(times, tuple):
             raise ValueError(
                 f"{callback.name} with fixed steps needs times and a tspan of Python numbers; use "
                 "adaptive steps."
             )
-        low, high = min(tspan), max(tspan)
-        found += [t for t in times if low < t < high]
+        found += [t for t in times if min(ends) < t < max(ends)]
     return found
+
+
+def _ends(prob: Problem) -> tuple[Any, ...]:
+    """Both ends of the span; none where they are computed."""
+    return () if callable(prob.tspan) else tuple(prob.tspan)
 
 
 def check_estimates(estimates: bool, alg: Algorithm) -> None:

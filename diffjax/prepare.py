@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, PyTree
 
 from .algorithms.base import Algorithm, Memory
 from .algorithms.implicit import derivative
@@ -20,21 +20,21 @@ from .noise.driving import noise_of_solve, own_noise
 from .problems.base import Problem, tree_of_arrays
 from .problems.parts import Parts, UserFunction, is_array
 from .progress import report
-from .solution import concrete
 from .stepping.controllers import Controller
 from .stepping.equation import trace_equation
 from .stepping.estimates import step_estimates
 from .stepping.fixed import FixedGrid, time_on
+from .stepping.happenings import FirstEvents, Happenings, events_at_start, happenings
 from .stepping.initial_step import INITIAL_STEP_NF
 from .stepping.initialization import Start, consistent_start
 from .stepping.layout import Layout
 from .stepping.noise_path import NoisePath
 from .stepping.outcome import Outcome
-from .stepping.plan import Inputs, Plan, Settings, with_parameters
+from .stepping.plan import Inputs, Plan, Settings
 from .stepping.status import ReturnCode
 from .stepping.tape import Tape
 from .stepping.trace import trace_diffusion, trace_saving
-from .stepping.trace_events import EventTracer, in_span, owners_of, scheduled_stops
+from .stepping.trace_events import EventTracer, in_span, may_start, owners_of, scheduled_stops
 from .stepping.trees import chosen, where
 from .stepping.varying import mesh_axes, vary_over
 from .stepping.watch import EventLog
@@ -172,29 +172,6 @@ def _fixed_plan(
     return len(grid) - 1, dt, tuple(grid)
 
 
-class Happenings(NamedTuple):
-    """The events of a solve, `sol.events`: as many rows as `max_events`, of which `n` are filled.
-
-    - `t`: when; NaN in rows that are not filled.
-    - `which`: the number of the callback, in the order they were listed in; -1 if none.
-    - `n`: how many there were; more than there are rows if there was no room for all.
-    - `before`, `after`: the states on both sides, if a callback asked for them (`save=True`).
-    """
-
-    t: Float[Array, " events"]
-    which: Int[Array, " events"]
-    n: Int[Array, ""]
-    before: PyTree
-    after: PyTree
-
-
-class FirstEvents(NamedTuple):
-    """What scheduled callbacks have made of the start: which fired, and the state before."""
-
-    fired: Array
-    before: PyTree
-
-
 class Ready(NamedTuple):
     """All that a solve needs, and what its outcome is presented with.
 
@@ -261,33 +238,8 @@ class Ready(NamedTuple):
         return result
 
     def _events(self, log: EventLog) -> Happenings:
-        """The events in the order in which they happened, those at the start before those of the
-        log."""
-        events, t0 = self.plan.events, self.inputs.t0
-        assert events is not None
-        t, which, n = log.t, log.which, log.n
-        states = None if log.before is None else (log.before, log.after)
-        if self.first is not None:
-            fired = self.first.fired & jnp.asarray(events.logged)
-            kept = jnp.concatenate([fired, jnp.arange(t.shape[0], dtype=n.dtype) < n])
-            order = jnp.argsort(~kept, stable=True)[: t.shape[0]]
-            numbers = jnp.arange(events.count, dtype=which.dtype)
-            t = jnp.concatenate([jnp.where(fired, t0, jnp.nan), t])[order]
-            which = jnp.concatenate([jnp.where(fired, numbers, -1), which])[order]
-            if states is not None:
-                first = (self.first.before, self.inputs.u0)
-                states = jtu.tree_map(
-                    lambda x, rows: jnp.concatenate(
-                        [jnp.broadcast_to(x, (events.count, *x.shape)), rows]
-                    )[order],
-                    first,
-                    states,
-                )
-            n = n + jnp.sum(fired, dtype=n.dtype)
-        before, after = (
-            (None, None) if states is None else map(jax.vmap(self.layout.unravel), states)
-        )
-        return Happenings(t * self.times.direction, which, n, before, after)
+        turn = self.times.direction
+        return happenings(log, self.first, self.plan, self.inputs, self.layout, turn)
 
     def _status(self, outcome: Outcome) -> Array:
         """The return code, which without a consistent start is of the start."""
@@ -354,7 +306,7 @@ class Ready(NamedTuple):
             start["nf"] = start.get("nf", 0) + 1
         events, log = self.plan.events, outcome.log
         if events is not None and log is not None:
-            work = {**work, "nevents": log.n if self.first is None else self._events(log).n}
+            work = {**work, "nevents": self._events(log).n}
             if events.continuous:
                 # Where it goes on from an event is told by the derivative there.
                 start["nf"] = start.get("nf", 0) + 1
@@ -453,15 +405,14 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         interpretation=given.get("interpretation"),
     )
     scheduled = scheduled_stops(arguments.callbacks, times, layout.time_dtype)
+    at_start = may_start(arguments.callbacks, times.span)
     saves = None if options.save_every else times.saves
     stops = None if options.fixed else times.stops
     if scheduled and not options.fixed:
         stops = _merged(stops, in_span(scheduled, times.t0, times.t1), times.t1)
     events = None
     if arguments.callbacks:
-        ends = _ends_of_steps(plan, stops, times)
-        owners = owners_of(ends, scheduled) if scheduled else None
-        plan_events, events = tracer.events(options.max_events, owners)
+        plan_events, events = tracer.events(options.max_events)
         plan = dataclasses.replace(plan, events=plan_events)
     noise, driven = None, {}
     if arguments.problem.stochastic:
@@ -473,10 +424,8 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         noise = noise_of_solve(path, given["correlation"], arguments.negated, dim, times.direction)
         driven = {"diffusion": diffusion_args, "noise": noise}
         stops = None if options.fixed else _merged(stops, saves, times.t1)
-        if events is not None and stops is not None and scheduled:
-            events = events._replace(
-                owners=owners_of(_ends_of_steps(plan, stops, times), scheduled)
-            )
+    if events is not None and scheduled:
+        events = events._replace(owners=owners_of(_ends_of_steps(plan, stops, times), scheduled))
     inputs = Inputs(
         u0=layout.ravel(state),
         args=field.args,
@@ -491,7 +440,9 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         **driven,
         events=events,
     )
-    inputs, first = _first_events(plan, inputs, scheduled)
+    first = None
+    if at_start:
+        inputs, first = events_at_start(plan, inputs, scheduled)
     settings = _settings(arguments, options, layout, state)
     if noise is not None and noise.smallest is not None and not options.fixed:
         shortest = noise.smallest.astype(layout.time_dtype)
@@ -518,25 +469,6 @@ def _ends_of_steps(plan: Plan, stops: Array | None, times: Times) -> Array:
         return jax.vmap(lambda i: time_on(grid, times.t0, times.t1, i))(index)
     t1 = times.t1.reshape(1)
     return t1 if stops is None else jnp.concatenate([stops, t1])
-
-
-def _first_events(
-    plan: Plan, inputs: Inputs, scheduled: list[Array]
-) -> tuple[Inputs, FirstEvents | None]:
-    """The inputs after what is scheduled for the start of the solve, and what that was."""
-    events = plan.events
-    if events is None or not scheduled:
-        return inputs, None
-    due = owners_of(inputs.t0.reshape(1), scheduled)[0]
-    known = concrete(due)
-    if known is not None and not known.any():
-        return inputs, None
-    assert inputs.events is not None
-    fired, number = events.fired(None, None, due), jnp.full((), -1, jnp.int32)
-    changing = inputs.args[len(inputs.args) - events.changing :]
-    u0, changing = events.affect(inputs.events, fired, number, inputs.t0, inputs.u0, changing)
-    first = FirstEvents(fired, inputs.u0)
-    return with_parameters(inputs._replace(u0=u0), changing), first
 
 
 def _merged(stops: Array | None, others: Array | None, t1: Array) -> Array | None:

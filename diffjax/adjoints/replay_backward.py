@@ -216,7 +216,7 @@ class Retreat:
         total = jtu.tree_map(jnp.zeros_like, happened)
         buffers = given_or_zero_rows(self.cotangents.log, happened)
 
-        def entries(buffers: list[Array | None], fired: Array, number: Array) -> list[Array]:
+        def entries(buffers: list[Array], fired: Array, number: Array) -> list[Array]:
             out = [jnp.zeros(x.shape[1:], x.dtype) for x in buffers]
             for entered, place in events.places(fired, number):
                 at = jnp.minimum(place, events.most - 1)

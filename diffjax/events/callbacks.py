@@ -172,7 +172,7 @@ class PresetTimeCallback(ScheduledCallback):
 
     !!! example
         ```python
-        dose = dj.PresetTimeCallback([0.0, 8.0, 16.0], lambda u, p, t: u + jnp.array([p["dose"], 0]))
+        dose = dj.PresetTimeCallback([0.0, 8.0, 16.0], lambda u, p, t: u + p["dose"])
         ```
     """
 
@@ -217,8 +217,8 @@ class PeriodicCallback(ScheduledCallback):
     - `phase`: the time from the start of the span to the first; by default a period. 0 begins with
         the start itself.
 
-    **Raises:** `TypeError`, `ValueError` for bad arguments; in `solve`, if the span is traced, since
-    then how many there are is not known (give `dj.PresetTimeCallback` the times).
+    **Raises:** `TypeError`, `ValueError` for bad arguments; in `solve`, if the span is traced, when
+    it is not known how many there are (give `dj.PresetTimeCallback` the times).
 
     !!! example
         `dj.PeriodicCallback(24.0, lambda u, p, t: u + 1.0)`

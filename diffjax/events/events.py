@@ -103,8 +103,9 @@ class Events:
         flags: list[Any] = [jnp.asarray(False)] * self.count
         kinds = ((self.continuous, located), (self.discrete, tested), (self.scheduled, due))
         for which, values in kinds:
-            for i, place in enumerate(which if values is not None else ()):
-                flags[place] = values[i]
+            if values is not None:
+                for i, place in enumerate(which):
+                    flags[place] = values[i]
         return jnp.stack(flags)
 
     def any_of(self, flags: tuple[bool, ...], fired: Bool[Array, " callbacks"]) -> Bool[Array, ""]:

@@ -15,7 +15,7 @@ from .plan import Inputs, Plan, Settings, scaled_norm
 from .status import ReturnCode
 from .stepper import Counts, Iterations, Record, Step, Stepper
 from .trees import where
-from .watch import EventState, Watch
+from .watch import Ending, EventState, Watch
 
 # A step that would end this close to a time to land on is stretched to land there, so that no
 # sliver of a step is left over (HNW I, subroutine DOPRI5).
@@ -174,7 +174,7 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
             usable = finite if active is None else finite & active
             sighting = self.watch.look(c.events, c.t, dt, c.u, result, usable, accepted)
         next_dt, control = self._next_dt(c, dt, error, result, accepted, landing)
-        if sighting is not None:
+        if self.watch is not None and sighting is not None:
             # What was planned before an event was met is what the solve goes on with after it.
             met = sighting.pending | jnp.any(sighting.fired & accepted)
             next_dt = jnp.where(met, c.dt, next_dt)
@@ -228,18 +228,13 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         if owners is not None:
             due = owners[jnp.maximum(record.landed, 0)] & on_stop
         at = Crossing(step.t, step.u, step.past, step.dt, end, c.naccept, pinned=on_stop)
-        ending, at = watch.settle(c.events, at, result, sighting, accepted, due)
-        happened = jnp.any(at.events.fired)
+        before = Ending(state.t, state.u, state.memory, c.events)
+        ending, at = watch.settle(before, at, result, sighting, accepted, due)
         breaks = watch.events.any_of(watch.events.acts, at.events.fired) | at.located
         assert self.plan.controller is not None
         fresh = self.plan.controller.init(self.plan.error_exponent, step.t.dtype)
-        state = state._replace(
-            t=jnp.where(happened, ending.t, state.t),
-            u=where(happened, ending.u, state.u),
-            memory=where(happened, ending.memory, state.memory),
-            control=where(breaks, fresh, state.control),
-            events=ending.events,
-        )
+        control = where(breaks, fresh, state.control)
+        state = state._replace(**ending._asdict(), control=control)
         # How far a step goes that was cut at a root does not follow from the stop.
         landed = jnp.where(at.located, -1, record.landed)
         return state, record._replace(landed=landed, events=at.happenings)

@@ -13,7 +13,7 @@ from .plan import Inputs, Plan
 from .status import ReturnCode
 from .stepper import Counts, Iterations, Record, Step, Stepper
 from .trees import where
-from .watch import EventState, Watch
+from .watch import Ending, EventState, Watch
 
 
 class FixedEventState(NamedTuple):
@@ -93,17 +93,20 @@ class FixedEventStepper(Stepper[FixedEventState]):
         due = None if owners is None else owners[c.done + 1] & on_grid
         at = Crossing(c.t, c.u, c.memory.lasting, dt, end, c.taken, pinned=on_grid)
         result = result._replace(u=u)
-        ending, at = self.watch.settle(c.events, at, result, sighting, accepted, due)
+        before = Ending(
+            jnp.where(accepted, end, c.t),
+            where(accepted, u, c.u),
+            where(accepted, result.memory, c.memory),
+            c.events,
+        )
+        ending, at = self.watch.settle(before, at, result, sighting, accepted, due)
         step = accepted.astype(jnp.int32)
         state = FixedEventState(
-            t=jnp.where(accepted, ending.t, c.t),
+            **ending._asdict(),
             done=c.done + step * on_grid.astype(jnp.int32),
             taken=c.taken + step,
             again=c.again + (active & ~accepted).astype(jnp.int32),
-            u=where(accepted, ending.u, c.u),
-            memory=where(accepted, ending.memory, c.memory),
             iterations=iterations,
-            events=ending.events,
         )
         self.report_progress(c, state)
         past = c.memory.lasting

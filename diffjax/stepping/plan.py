@@ -31,8 +31,8 @@ class Inputs(NamedTuple):
     `args` are the vector field's closed-over arrays and parameters, `save_args` those of
     `save_fn`; `saves` the times at which to save and `stops` those to step on, both sorted; `mass`,
     `jac_args` and `slope` those of `Field`; `diffusion` the arguments of g, `noise` what W is;
-    `past` what a solve that goes on remembers, None for one that begins; `events` what the callbacks
-    close over.
+    `past` what a solve that goes on remembers, None for one that begins; `events` what the
+    callbacks close over.
     """
 
     u0: State
@@ -153,9 +153,10 @@ class Plan:
         """The most steps that may be accepted."""
         if self.fixed_steps is None:
             return self.max_steps
-        located = self.events is not None and bool(self.events.continuous)
+        if self.events is None or not self.events.continuous:
+            return self.fixed_steps
         # An event cuts a fixed step in two, and what looked like one may do so too.
-        return self.fixed_steps + (2 * self.events.most + 2 if located else 0)
+        return self.fixed_steps + 2 * self.events.most + 2
 
     @property
     def attempts(self) -> int:

@@ -31,8 +31,8 @@ class Step(NamedTuple):
 class Record(NamedTuple):
     """One attempted step, as savers and the tape see it.
 
-    `landed` is the index of the stop that the step was cut to end on, -1 if none. `events` are those
-    at its end; None for a solve without any.
+    `landed` is the index of the stop that the step was cut to end on, -1 if none. `events` are
+    those at its end; None for a solve without any.
     """
 
     step: Step

@@ -35,6 +35,8 @@ class EventTracer:
         self.state = layout.ravel(u)
         self.leaves, self.structure = jtu.tree_flatten(p)
         self.leaves = [jnp.asarray(x) for x in self.leaves]
+        self.located = [c for c in callbacks if isinstance(c, ContinuousCallback)]
+        self.tested = [c for c in callbacks if isinstance(c, DiscreteCallback)]
         self.changing = self._changing()
 
     def _user(self, t: Array, u: Sequence[Array]) -> tuple[PyTree, Array]:
@@ -118,22 +120,18 @@ class EventTracer:
         closed = jax.make_jaxpr(flat)(*given, *before, self.t, *jtu.tree_leaves(self.state))
         return hoist(closed.jaxpr, tuple(closed.consts))
 
-    def conditions(self, which: Sequence[int], is_test: bool) -> tuple[Any, tuple[Array, ...]]:
+    def conditions(
+        self, callbacks: Sequence[ContinuousCallback] | Sequence[DiscreteCallback], dtype: Any
+    ) -> tuple[Any, tuple[Array, ...]]:
         """The conditions of some callbacks in one array."""
-        if not which:
+        if not callbacks:
             return None, ()
 
         def values(parameters: Sequence[Array], t: Array, u: Sequence[Array]) -> Array:
             state, time = self._user(t, u)
             p = self._parameters(self._with(parameters))
-            dtype = jnp.bool_ if is_test else t.dtype
             return jnp.stack(
-                [
-                    _scalar(
-                        self.callbacks[i], self.callbacks[i].condition.value(state, p, time), dtype
-                    )
-                    for i in which
-                ]
+                [_scalar(c, c.condition.value(state, p, time), dtype) for c in callbacks]
             )
 
         return self._traced(values)
@@ -161,18 +159,15 @@ class EventTracer:
         fired = jnp.zeros(len(self.callbacks), bool)
         return self._traced(act, fired, jnp.zeros((), jnp.int32))
 
-    def events(
-        self, most: int, owners: Bool[Array, "stops scheduled"] | None
-    ) -> tuple[Events, EventArgs]:
+    def events(self, most: int) -> tuple[Events, EventArgs]:
         """The events of a plan and what they close over."""
         kinds = [
             tuple(i for i, c in enumerate(self.callbacks) if isinstance(c, kind))
             for kind in (ContinuousCallback, DiscreteCallback, ScheduledCallback)
         ]
         continuous, discrete, scheduled = kinds
-        located = [self.callbacks[i] for i in continuous]
-        condition_jaxpr, condition_args = self.conditions(continuous, False)
-        test_jaxpr, test_args = self.conditions(discrete, True)
+        condition_jaxpr, condition_args = self.conditions(self.located, self.t.dtype)
+        test_jaxpr, test_args = self.conditions(self.tested, jnp.bool_)
         affect_jaxpr, affect_args = self.affects()
         events = Events(
             condition_jaxpr=condition_jaxpr,
@@ -181,16 +176,16 @@ class EventTracer:
             continuous=continuous,
             discrete=discrete,
             scheduled=scheduled,
-            directions=tuple(c.direction for c in located),
+            directions=tuple(c.direction for c in self.located),
             acts=tuple(c.affect is not None for c in self.callbacks),
             terminates=tuple(c.terminate for c in self.callbacks),
             logged=tuple(c.logged for c in self.callbacks),
-            samples=max((c.samples for c in located), default=0),
-            save=any(c.save for c in located),
+            samples=max((c.samples for c in self.located), default=0),
+            save=any(c.save for c in self.located),
             changing=len(self.changing),
             most=most,
         )
-        return events, EventArgs(condition_args, test_args, affect_args, owners)
+        return events, EventArgs(condition_args, test_args, affect_args)
 
 
 def _scalar(callback: Callback, value: Any, dtype: Any) -> Array:
@@ -199,8 +194,8 @@ def _scalar(callback: Callback, value: Any, dtype: Any) -> Array:
     wants_bool = dtype == jnp.bool_
     if shape != ():
         raise ValueError(
-            f"the condition of {callback.name} must be a scalar, got shape {shape}; give a callback "
-            "for each component, or reduce it, for example by jnp.min."
+            f"the condition of {callback.name} must be a scalar, got shape {shape}; give a "
+            "callback for each component, or reduce it, for example by jnp.min."
         )
     is_bool = given == jnp.bool_
     if wants_bool != is_bool or jnp.issubdtype(given, jnp.complexfloating):
@@ -218,6 +213,16 @@ def scheduled_stops(callbacks: Sequence[Callback], times: Any, dtype: Any) -> li
             turn = times.direction
             found.append(given if isinstance(turn, float) and turn == 1.0 else given * turn)
     return found
+
+
+def may_start(callbacks: Sequence[Callback], span: tuple[float, float] | None) -> bool:
+    """Whether something may be scheduled for the start of the span, which is None if traced."""
+    for callback in callbacks:
+        if isinstance(callback, ScheduledCallback):
+            times = callback.times_in(span)
+            if span is None or not isinstance(times, tuple) or span[0] in times:
+                return True
+    return False
 
 
 def owners_of(stops: Array, scheduled: Sequence[Array]) -> Bool[Array, "stops scheduled"]:

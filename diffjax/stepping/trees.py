@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
@@ -43,6 +44,17 @@ def replaced(values: Sequence[Array], where: Sequence[int], new: Sequence[Array]
 def when(condition: Array, function: Callable[[T], T], x: T) -> T:
     """`function(x)` if the condition holds, `x` if not.
 
-    A loop of one turn at most: XLA's emitter of whole functions takes no branches.
+    A loop of one turn at most: XLA's emitter of whole functions takes no branches. A barrier keeps
+    XLA from moving what the loop does, all of which is the same in every turn, out of it.
     """
-    return jax.lax.while_loop(lambda s: s[0], lambda s: (~s[0], function(s[1])), (condition, x))[1]
+    leaves, structure = jtu.tree_flatten(x)
+    closed = jax.make_jaxpr(
+        lambda *xs: jtu.tree_leaves(function(jtu.tree_unflatten(structure, xs)))
+    )(*leaves)
+
+    def turn(state: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
+        flag, leaves, consts = jax.lax.optimization_barrier((*state, closed.consts))
+        return ~flag, jex.jaxpr_as_fun(jex.ClosedJaxpr(closed.jaxpr, consts))(*leaves)
+
+    out = jax.lax.while_loop(lambda state: state[0], turn, (condition, leaves))[1]
+    return jtu.tree_unflatten(structure, out)

@@ -191,7 +191,7 @@ class Watch:
 
     def settle(
         self,
-        state: EventState,
+        before: Ending,
         at: Crossing,
         result: StepResult,
         sighting: Sighting | None,
@@ -200,10 +200,10 @@ class Watch:
     ) -> tuple[Ending, Crossing]:
         """What the events at the end of a step make of it, and which they were.
 
-        `at` is the step, of whose events nothing is known yet; `due` are the scheduled callbacks
-        whose time has come.
+        `before` is where the loop stands without them, `at` the step, of whose events nothing is
+        known yet; `due` are the scheduled callbacks whose time has come.
         """
-        events = self.events
+        events, state = self.events, before.events
         tested, located = None, None
         if events.discrete:
             args, end, u, memory = jax.lax.stop_gradient(
@@ -219,7 +219,7 @@ class Watch:
             located=jnp.asarray(False) if located is None else jnp.any(located),
             happenings=StepEvents(fired, state.log.n, jnp.zeros_like(at.dt)),
         )
-        before = Ending(at.end, result.u, result.memory, state)
+        before = before._replace(events=state)
 
         def happen(given: tuple[Ending, Array]) -> tuple[Ending, Array]:
             ending, beyond = given
@@ -290,7 +290,7 @@ class Watch:
         log = log._replace(n=log.n + count)
         values, sides = self._sides(t, at.dt, after, memory)
         if located is not None and not self.rough:
-            sides = self._leaving(sides, located, (t, u), (t, after), memory)
+            sides = self._leaving(sides, located, t, u, after, memory)
         now = jax.lax.stop_gradient(t)
         code = jnp.where(
             events.any_of(events.terminates, at.events.fired), ReturnCode.terminated, state.code
@@ -332,12 +332,12 @@ class Watch:
         return values, jnp.sign(values + later * slopes)
 
     def _leaving(
-        self, sides: Array, located: Array, before: Any, after: Any, memory: Memory
+        self, sides: Array, located: Array, t: Array, before: State, after: State, memory: Memory
     ) -> Float[Array, " continuous"]:
         """The sides after an event. Conditions that were `located` there and that the affect has
         not moved are still on their roots, and go where their slopes point."""
-        at_root, _ = self._change(*before, memory)
-        values, slopes = self._change(*after, memory)
+        at_root, _ = self._change(t, before, memory)
+        values, slopes = self._change(t, after, memory)
         still = located & (jnp.abs(values) <= 2 * jnp.abs(at_root))
         return jnp.where(still, jnp.sign(slopes), sides)
 
