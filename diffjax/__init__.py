@@ -1,6 +1,7 @@
 """diffjax: every differential equation is a differentiable function."""
 
 from . import ensembles as ensembles
+from . import jumps as jumps
 from . import neural as neural
 from . import noise as noise
 from .adjoints.auto import AutoAdjoint as AutoAdjoint
@@ -116,6 +117,10 @@ from .integrator import init as init
 from .integrator import step as step
 from .interpolation import CubicHermite as CubicHermite
 from .interpolation import LinearInterpolation as LinearInterpolation
+from .jumps.aggregators import Direct as Direct
+from .jumps.aggregators import FirstReaction as FirstReaction
+from .jumps.aggregators import NextReaction as NextReaction
+from .jumps.exact import SSAStepper as SSAStepper
 from .linear.krylov import GMRES as GMRES
 from .problems import ConstantRateJump as ConstantRateJump
 from .problems import DAEProblem as DAEProblem

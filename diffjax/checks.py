@@ -113,8 +113,7 @@ def check_noise(
             f"a {type(prob).__name__} needs key= (for example jax.random.key(0)) or path=, a "
             f"noise process such as dj.noise.NoiseGrid(t, W): got {what}."
         )
-    if key is not None and not is_array(key):
-        raise TypeError(f"key must be a key such as jax.random.key(0), got {type(key).__name__}.")
+    check_key(key)
     if path is None:
         return
     check_type("path", path, NoiseProcess, "dj.noise.NoiseGrid(t, W)")
@@ -133,6 +132,11 @@ def check_noise(
         raise ValueError(
             f"alg={alg.name} needs random numbers beside the path; give key= instead of path=."
         )
+
+
+def check_key(key: Any) -> None:
+    if key is not None and not is_array(key):
+        raise TypeError(f"key must be a key such as jax.random.key(0), got {type(key).__name__}.")
 
 
 def check_kind_of_noise(alg: Algorithm, prob: Problem) -> None:
@@ -196,6 +200,19 @@ def check_evolves(prob: Problem, **given: Any) -> None:
 
 def check_steps(alg: Algorithm, adaptive: bool, dt: Any, steps: Any, max_steps: Any) -> bool:
     """Whether the steps are fixed; raises on settings that contradict one another."""
+    check_step_sizes(dt, steps, max_steps)
+    has_estimate = alg.error_order is not None
+    fixed = steps is not None or not adaptive or not has_estimate
+    if fixed and dt is None and steps is None:
+        why = "adaptive=False" if has_estimate else f"{alg.name} has no error estimate"
+        raise ValueError(f"{why}: give dt=, the size of a step, or steps=, their number.")
+    if fixed and steps is None and concrete(dt) is None:
+        raise ValueError("dt must be a number where steps are fixed; give steps= to trace it.")
+    return fixed
+
+
+def check_step_sizes(dt: Any, steps: Any, max_steps: Any) -> None:
+    """Raise on sizes or numbers of steps that are none, or contradict one another."""
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps must be a positive integer, got {max_steps!r}.")
     if steps is not None:
@@ -207,14 +224,6 @@ def check_steps(alg: Algorithm, adaptive: bool, dt: Any, steps: Any, max_steps: 
         size = concrete(dt)
         if size is not None and not (np.isfinite(size).all() and (np.abs(size) > 0).all()):
             raise ValueError(f"dt must be finite and not zero, got {dt!r}.")
-    has_estimate = alg.error_order is not None
-    fixed = steps is not None or not adaptive or not has_estimate
-    if fixed and dt is None and steps is None:
-        why = "adaptive=False" if has_estimate else f"{alg.name} has no error estimate"
-        raise ValueError(f"{why}: give dt=, the size of a step, or steps=, their number.")
-    if fixed and steps is None and concrete(dt) is None:
-        raise ValueError("dt must be a number where steps are fixed; give steps= to trace it.")
-    return fixed
 
 
 def known_ends(prob: Problem) -> tuple[float, float] | None:

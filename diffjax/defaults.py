@@ -1,6 +1,7 @@
 """Which algorithm solves a problem when nobody names one."""
 
 import math
+from typing import Any
 
 import jax
 import jax.tree_util as jtu
@@ -17,6 +18,8 @@ from .algorithms.sri import SOSRI
 from .algorithms.switch import AutoSwitch
 from .prepare import value_of
 from .problems.base import Problem
+from .problems.ensemble import EnsembleProblem
+from .problems.jump import is_pure_jump
 from .stepping.controllers import PIController, PIDController
 from .stepping.steady_state import RootfindOrDynamicSS
 
@@ -24,6 +27,8 @@ from .stepping.steady_state import RootfindOrDynamicSS
 _TIGHT = 1e-6
 # Up to this many real unknowns a dense Jacobian is cheap to compute and to keep for every lane.
 _DENSE = 50
+# The most steps, and the most jumps of a pure jump process of which not all are kept.
+_MAX_STEPS, _MAX_JUMPS = 4096, 10_000_000
 
 
 def default_algorithm(prob: Problem, rtol: PyTree, *, restarts: bool) -> Algorithm:
@@ -47,6 +52,13 @@ def default_algorithm(prob: Problem, rtol: PyTree, *, restarts: bool) -> Algorit
         return AutoSwitch(explicit, Rodas5P())
     sparse = prob.arguments().get("jac_sparsity") is not None
     return AutoSwitch(explicit, KenCarp4()) if sparse else explicit
+
+
+def default_max_steps(prob: Problem, saveat: Any) -> int:
+    """The most steps of a solve; each jump of a pure jump process is one, and all cheap."""
+    prob = prob.prob if isinstance(prob, EnsembleProblem) else prob
+    jumps = is_pure_jump(prob) and not isinstance(saveat, str)
+    return _MAX_JUMPS if jumps else _MAX_STEPS
 
 
 def default_controller(prob: Problem) -> PIDController:

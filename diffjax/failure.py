@@ -1,5 +1,7 @@
 """Saying why a solve failed, and what to try."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -30,8 +32,11 @@ _CURES = {
 STIFF = 0.9
 
 
-def raise_on_failure(sol: Solution, arguments: Arguments, options: Options) -> None:
-    """Raise `SolveError` if the return code is known and says that the end was not reached."""
+def raise_on_failure(sol: Solution, cure: Callable[[ReturnCode], str]) -> None:
+    """Raise `SolveError` if the return code is known and says that the end was not reached.
+
+    `cure` says what to try.
+    """
     codes = concrete(sol._retcode)
     if codes is None or np.all(codes <= ReturnCode.terminated):
         return
@@ -43,19 +48,23 @@ def raise_on_failure(sol: Solution, arguments: Arguments, options: Options) -> N
         at = np.broadcast_to(reached, codes.shape)
         time = float(at[failed].flat[0] if codes.ndim else at)
     lanes = f" in {int(failed.sum())} of {codes.size} lanes" if codes.ndim else ""
-    cure = _CURES.get(code, "see sol.retcode")
+    raise SolveError(
+        f"the solve ended with ReturnCode.{code.name}{lanes} at t = {time:.6g}; {cure(code)}. "
+        "What was reached is in the error's `solution`; throw=False returns it instead.",
+        sol,
+    )
+
+
+def cure(sol: Solution, arguments: Arguments, options: Options, code: ReturnCode) -> str:
+    """What to try when a solve of a differential equation has failed."""
     if code == ReturnCode.max_steps and _looks_stiff(sol, arguments, options):
-        cure = (
+        return (
             "the problem looks stiff there: stability, not accuracy, holds the steps of this "
             "explicit method back; use an implicit method such as dj.Rodas5P()"
         )
     if code == ReturnCode.initial_failed and options.initialize == "check":
-        cure = f'{_worst_equation(arguments, options)}; give another start, or initialize="brown"'
-    raise SolveError(
-        f"the solve ended with ReturnCode.{code.name}{lanes} at t = {time:.6g}; {cure}. "
-        "What was reached is in the error's `solution`; throw=False returns it instead.",
-        sol,
-    )
+        return f'{_worst_equation(arguments, options)}; give another start, or initialize="brown"'
+    return _CURES.get(code, "see sol.retcode")
 
 
 def _worst_equation(arguments: Arguments, options: Options) -> str:

@@ -17,7 +17,7 @@ from .algorithms.implicit import derivative
 from .checks import SPAN_SLACK
 from .events.callbacks import Callback
 from .noise.driving import noise_of_solve, own_noise
-from .problems.base import Problem, tree_of_arrays
+from .problems.base import Kind, Problem, remake, tree_of_arrays
 from .problems.parts import Parts, UserFunction, is_array
 from .progress import report
 from .stepping.controllers import Controller
@@ -83,6 +83,25 @@ def value_of(argument: Any, *inputs: Any) -> Any:
     return argument(*inputs) if callable(argument) and not is_array(argument) else argument
 
 
+def held_times(times: Any) -> Any:
+    """Times as they are prepared: None, a static spacing, a function, or an array."""
+    if times is None or (hasattr(times, "__len__") and len(times) == 0):
+        return None
+    if callable(times) and not is_array(times):
+        return UserFunction(times)
+    if isinstance(times, int | float):
+        return float(times)
+    return jnp.asarray(times)
+
+
+def resumed(prob: Kind, resume: PyTree) -> Kind:
+    """The problem from where an earlier solve ended."""
+    tspan = prob.tspan
+    if callable(tspan):
+        return remake(prob, u0=resume["u"], tspan=lambda p: (resume["t"], value_of(tspan, p)[1]))
+    return remake(prob, u0=resume["u"], tspan=(resume["t"], tspan[1]))
+
+
 class Times(NamedTuple):
     """The span and what lies in it, turned so that time runs forwards.
 
@@ -104,13 +123,7 @@ def _times(arguments: Arguments, tspan: Any, dtype: Any) -> Times:
         direction: Any = 1.0 if tspan[1] >= tspan[0] else -1.0
     else:
         direction = jnp.where(t1 >= t0, 1.0, -1.0).astype(dtype)
-    saveat, stops = arguments.saveat, arguments.tstops
-    if isinstance(saveat, UserFunction):
-        saves = jnp.asarray(saveat.value(*tspan), dtype)
-    elif isinstance(saveat, float):
-        saves = jnp.asarray(spaced(tspan[0], tspan[1], saveat), dtype)
-    else:
-        saves = None if saveat is None else saveat.astype(dtype)
+    saves, stops = save_times(arguments.saveat, tspan, dtype), arguments.tstops
 
     def turned(t: Any) -> Any:
         return t if isinstance(direction, float) and direction == 1.0 else t * direction
@@ -121,12 +134,21 @@ def _times(arguments: Arguments, tspan: Any, dtype: Any) -> Times:
         direction=direction,
         t0=t0,
         t1=t1,
-        saves=None if saves is None else _inside(turned(saves), t0, t1),
+        saves=None if saves is None else inside_span(turned(saves), t0, t1),
         stops=None if stops is None else turned(jnp.asarray(stops, dtype)),
     )
 
 
-def _inside(saves: Array, t0: Array, t1: Array) -> Array:
+def save_times(saveat: Any, tspan: Any, dtype: Any) -> Array | None:
+    """The times to save at, from what `held_times` has made of the argument."""
+    if isinstance(saveat, UserFunction):
+        return jnp.asarray(saveat.value(*tspan), dtype)
+    if isinstance(saveat, float):
+        return jnp.asarray(spaced(tspan[0], tspan[1], saveat), dtype)
+    return None if saveat is None else saveat.astype(dtype)
+
+
+def inside_span(saves: Array, t0: Array, t1: Array) -> Array:
     """Save times that rounding has put just outside the span, put back; their derivative stays."""
     slack = SPAN_SLACK * (t1 - t0)
     near = (saves >= t0 - slack) & (saves <= t1 + slack)
@@ -381,7 +403,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
             given["noise_dim"],
             changing,
         )
-    save = _saving(arguments, options)
+    save = saving(arguments.save_fn, options.save_idxs)
     save_jaxpr, save_args, saved_shapes = trace_saving(
         save, layout, state, parts, times.t0, times.direction
     )
@@ -527,10 +549,10 @@ def _differential(given: dict[str, Any], layout: Layout) -> np.ndarray | None:
     return np.asarray(flags)[elements]
 
 
-def _saving(arguments: Arguments, options: Options) -> Callable[[Any, Any, Any], Any] | None:
-    if arguments.save_fn is not None:
-        return arguments.save_fn.value
-    index = options.save_idxs
+def saving(save_fn: UserFunction | None, index: Any) -> Callable[[Any, Any, Any], Any] | None:
+    """What is saved of a state, as a function of u, p and t; None for all of it."""
+    if save_fn is not None:
+        return save_fn.value
     if index is None:
         return None
     # Known while tracing: an index that is traced would have to vary over the axes of a mesh.

@@ -56,7 +56,7 @@ class Solution(eqx.Module):
     - `estimates`: with `estimates=True` the `Estimates` of the steps, to be part of a loss (Pal et
         al. 2021, arXiv 2105.03918).
     - `events`: what callbacks have done, a `dj.Happenings` with times `t` and `which` callback;
-        None for a solve without any.
+        of a pure jump process with `saveat="steps"` the jumps. None for a solve without any.
 
     With `dense=True`, `sol(t)` evaluates the solution anywhere in the span.
     """

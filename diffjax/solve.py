@@ -18,15 +18,17 @@ from .adjoints.base import Adjoint
 from .adjoints.discrete import DiscreteAdjoint
 from .adjoints.steady_state import SteadyStateAdjoint
 from .algorithms.base import Algorithm
-from .defaults import default_algorithm, default_controller
+from .defaults import default_algorithm, default_controller, default_max_steps
 from .ensembles.run import solve_ensemble
 from .events.callbacks import Callback
-from .failure import raise_on_failure
+from .failure import cure, raise_on_failure
+from .jumps.solve import solve_jumps
 from .noise.base import NoiseProcess
 from .noise.random import key_words
-from .prepare import Arguments, Options, prepare, value_of
+from .prepare import Arguments, Options, held_times, prepare, resumed
 from .problems.base import Problem, remake
 from .problems.ensemble import EnsembleProblem
+from .problems.jump import is_pure_jump
 from .problems.parts import Parts, UserFunction, is_array
 from .save_stops import stops_at_saves
 from .solution import ReturnCode, Solution, Stats
@@ -55,7 +57,7 @@ def solve(
     controller: Controller | None = None,
     dtmin: float | Array | None = None,
     dtmax: float | Array | None = None,
-    max_steps: int = 4096,
+    max_steps: int | None = None,
     tstops: Any = (),
     callback: Callback | Sequence[Callback] | None = None,
     max_events: int = 64,
@@ -83,7 +85,7 @@ def solve(
         With a mass matrix `Rodas5P`; for a `DAEProblem` `DFBDF`; for a steady state `SSRootfind`,
         and should that fail `DynamicSS`. For a stochastic problem `SOSRI` (diagonal or scalar
         noise, Ito), `SOSRA` (additive), `LambaEM` (any other Ito noise) or `LambaEulerHeun`
-        (Stratonovich).
+        (Stratonovich). For a pure jump process `SSAStepper`.
     - `saveat`: which times to save: a number (a spacing, for a span of Python numbers; both ends
         are saved), an array of times sorted in the direction of the solve, a function
         `(t0, t1) -> times`, `"steps"` (every accepted step, padded; `sol.n` rows are filled) or
@@ -99,7 +101,8 @@ def solve(
         takes fixed steps.
     - `controller`: the step controller, by default `dj.PIController()`.
     - `dtmin`, `dtmax`: bounds on the step; a step that would have to be smaller ends the solve.
-    - `max_steps`: the most steps, rejected ones counted. Under a derivative it is also the length
+    - `max_steps`: the most steps, rejected ones counted; by default 4096, or of a pure jump process
+        ten million jumps, unless all are saved. Under a derivative it is also the length
         of the tape, unless the adjoint keeps checkpoints.
     - `tstops`: times that a step must end on.
     - `callback`: a callback such as `dj.ContinuousCallback`, or a tuple of them: what happens to
@@ -161,7 +164,7 @@ def solve(
         "controller": controller,
         "dtmin": dtmin,
         "dtmax": dtmax,
-        "max_steps": max_steps,
+        "max_steps": default_max_steps(prob, saveat) if max_steps is None else max_steps,
         "tstops": tstops,
         "callback": callback,
         "max_events": max_events,
@@ -178,8 +181,11 @@ def solve(
         # What type checkers know of `solve` is what it gives for one problem.
         return cast(Any, solved)
     checks.check_one(**many)
-    given |= {"progress": progress, "key": key, "path": path, "antithetic": antithetic}
-    given |= {"throw": throw}
+    given |= {"path": path, "antithetic": antithetic}
+    if is_pure_jump(prob):
+        given |= {"alg": alg, "save_idxs": _hashable(save_idxs)}
+        return solve_jumps(prob, given, key=key, progress=progress, throw=throw)
+    given |= {"progress": progress, "key": key, "throw": throw}
     arguments, options = judge(prob, alg, **given)
     leaves, structure = jtu.tree_flatten(arguments)
     dynamic = tuple(x if is_array(x) else None for x in leaves)
@@ -187,7 +193,7 @@ def solve(
     result = _solve(dynamic, static, structure, options)
     sol = _solution(result, arguments.problem, options)
     if throw is not False:
-        raise_on_failure(sol, arguments, options)
+        raise_on_failure(sol, partial(cure, sol, arguments, options))
     return sol
 
 
@@ -256,7 +262,7 @@ def judge(
     if controller is not None:
         checks.check_type("controller", controller, Controller, "dj.PIController()")
     if resume is not None:
-        prob = _resumed(prob, resume)
+        prob = resumed(prob, resume)
     every_step = isinstance(saveat, str)
     checks.check_saving(saveat, save_idxs, save_fn, prob)
     checks.check_tstops(tstops, prob, fixed)
@@ -273,8 +279,8 @@ def judge(
 
     arguments = Arguments(
         problem=prob,
-        saveat=None if every_step else _times(saveat),
-        tstops=_static_times(tstops, prob) if fixed else _times(tstops),
+        saveat=None if every_step else held_times(saveat),
+        tstops=_static_times(tstops, prob) if fixed else held_times(tstops),
         save_fn=None if save_fn is None else UserFunction(save_fn),
         rtol=checks.check_tolerance("rtol", rtol, prob),
         atol=checks.check_tolerance("atol", atol, prob),
@@ -358,17 +364,6 @@ def _equation(prob: Problem) -> dict[str, Any]:
     return held if mass is None else {**held, "mass_matrix": Parts(mass)}
 
 
-def _times(times: Any) -> Any:
-    """Times as `prepare` wants them: None, a static spacing, a function, or an array."""
-    if times is None or (hasattr(times, "__len__") and len(times) == 0):
-        return None
-    if callable(times) and not is_array(times):
-        return UserFunction(times)
-    if isinstance(times, int | float):
-        return float(times)
-    return jnp.asarray(times)
-
-
 def _static_times(times: Any, prob: Problem) -> tuple[float, ...] | None:
     """Times that fixed steps end on, in order, each once."""
     unique = sorted(
@@ -391,10 +386,3 @@ def _hashable(index: Any) -> Any:
         return ("slice", index.start, index.stop, index.step)
     chosen = np.asarray(index)
     return ("index", tuple(chosen.tolist()) if chosen.ndim else int(chosen))
-
-
-def _resumed(prob: Problem, resume: PyTree) -> Problem:
-    tspan = prob.tspan
-    if callable(tspan):
-        return remake(prob, u0=resume["u"], tspan=lambda p: (resume["t"], value_of(tspan, p)[1]))
-    return remake(prob, u0=resume["u"], tspan=(resume["t"], tspan[1]))

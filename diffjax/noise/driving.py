@@ -2,13 +2,11 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt32
 
 from .base import NoiseProcess
 from .mixed import Correlated, Negated, Turned
-from .random import threefry
+from .random import key_from
 from .steps import StepNoise
 from .tree import VirtualBrownianTree
 
@@ -23,11 +21,9 @@ def own_noise(
 ) -> NoiseProcess:
     """The noise of a solve from `direction * t0` to `direction * t1`, made from a key.
 
-    Fixed steps draw a number a step; adaptive ones, of which some are refused, look a path up. A
-    solve that goes on from where another ended has noise of its own, though the key be the same.
+    Fixed steps draw a number a step; adaptive ones, of which some are refused, look a path up.
     """
-    start = jax.lax.bitcast_convert_type((t0 * direction).astype(jnp.float32) + 0.0, jnp.uint32)
-    own = jnp.stack(threefry(key, start, jnp.zeros((), jnp.uint32)))
+    own = key_from(key, t0 * direction)
     if fixed:
         return StepNoise(own, dim)
     return VirtualBrownianTree(t0 * direction, t1 * direction, dim, own)

@@ -34,18 +34,29 @@ def threefry(
     return x, y
 
 
-def _normal(word: UInt32[Array, "*shape"], dtype: jnp.dtype) -> Float[Array, "*shape"]:
-    """A standard normal number from 32 random bits; symmetric, and never infinite.
+def uniform(word: UInt32[Array, "*shape"], dtype: jnp.dtype) -> Float[Array, "*shape"]:
+    """A number between 0 and 1, and neither of them, from 32 random bits.
 
     In double precision its distribution function is right to 2**-33, far below the sampling error
-    of any ensemble; it is cut at 6.3 standard deviations (5.4 in single precision).
+    of any ensemble.
     """
     if jnp.finfo(dtype).bits < 64:
         # 24 bits are all that a number of this precision holds.
-        uniform = ((word >> np.uint32(9)).astype(dtype) + 0.5) * 2.0**-23
-    else:
-        uniform = (word.astype(dtype) + 0.5) * 2.0**-32
-    return float(np.sqrt(2.0)) * jax.lax.erf_inv(2.0 * uniform - 1.0)
+        return ((word >> np.uint32(9)).astype(dtype) + 0.5) * 2.0**-23
+    return (word.astype(dtype) + 0.5) * 2.0**-32
+
+
+def exponential(word: UInt32[Array, "*shape"], dtype: jnp.dtype) -> Float[Array, "*shape"]:
+    """A number with the exponential distribution of mean one, never 0, from 32 random bits."""
+    return -jnp.log(uniform(word, dtype))
+
+
+def _normal(word: UInt32[Array, "*shape"], dtype: jnp.dtype) -> Float[Array, "*shape"]:
+    """A standard normal number from 32 random bits; symmetric, and never infinite.
+
+    It is cut at 6.3 standard deviations (5.4 in single precision).
+    """
+    return float(np.sqrt(2.0)) * jax.lax.erf_inv(2.0 * uniform(word, dtype) - 1.0)
 
 
 def normal_pairs(
@@ -64,6 +75,13 @@ def normals(
     """Independent standard normal numbers, named by a counter."""
     pairs = normal_pairs(key, counter, (count + 1) // 2, dtype)
     return jnp.concatenate(pairs)[:count]
+
+
+def key_from(key: UInt32[Array, " 2"], t0: Float[Array, ""]) -> UInt32[Array, " 2"]:
+    """The key of a solve that starts at t0: one that goes on from where another ended has noise of
+    its own, though the user's key be the same."""
+    start = jax.lax.bitcast_convert_type(t0.astype(jnp.float32) + 0.0, jnp.uint32)
+    return jnp.stack(threefry(key, start, jnp.zeros((), jnp.uint32)))
 
 
 def key_words(key: Array) -> UInt32[Array, " 2"]:

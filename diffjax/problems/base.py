@@ -40,10 +40,10 @@ class Problem(eqx.Module):
         return type(self)(**{**self.arguments(), **changes})
 
 
-_Kind = TypeVar("_Kind", bound=Problem)
+Kind = TypeVar("Kind", bound=Problem)
 
 
-def remake(prob: _Kind, /, **changes: Any) -> _Kind:
+def remake(prob: Kind, /, **changes: Any) -> Kind:
     """A problem like `prob` with some of its arguments changed.
 
     **Arguments:**

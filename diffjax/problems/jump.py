@@ -1,11 +1,12 @@
 """Problems with jumps."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import equinox as eqx
 from jaxtyping import PyTree
 
 from .base import Problem, remake
+from .discrete import DiscreteProblem
 from .ensemble import EnsembleProblem
 from .jump_kinds import Jump
 
@@ -81,3 +82,8 @@ class JumpProblem(Problem):
         own = {k: changes.pop(k, getattr(self, k)) for k in ("prob", "jumps", "aggregator")}
         prob = remake(own["prob"], **changes) if changes else own["prob"]
         return JumpProblem(prob, *own["jumps"], aggregator=own["aggregator"])
+
+
+def is_pure_jump(prob: Problem) -> TypeGuard[JumpProblem]:
+    """Whether nothing happens between the jumps of a problem."""
+    return isinstance(prob, JumpProblem) and isinstance(prob.prob, DiscreteProblem)
