@@ -107,6 +107,11 @@ from .ensembles.reductions import EnsembleMoments as EnsembleMoments
 from .ensembles.reductions import HistogramSketch as HistogramSketch
 from .ensembles.solution import EnsembleSolution as EnsembleSolution
 from .ensembles.summary import EnsembleSummary as EnsembleSummary
+from .events.callbacks import Callback as Callback
+from .events.callbacks import ContinuousCallback as ContinuousCallback
+from .events.callbacks import DiscreteCallback as DiscreteCallback
+from .events.callbacks import PeriodicCallback as PeriodicCallback
+from .events.callbacks import PresetTimeCallback as PresetTimeCallback
 from .integrator import Integrator as Integrator
 from .integrator import init as init
 from .integrator import step as step
@@ -147,6 +152,7 @@ from .stepping.controllers import Controller as Controller
 from .stepping.controllers import IController as IController
 from .stepping.controllers import PIController as PIController
 from .stepping.controllers import PIDController as PIDController
+from .stepping.happenings import Happenings as Happenings
 from .stepping.status import ReturnCode as ReturnCode
 from .stepping.steady_state import DynamicSS as DynamicSS
 from .stepping.steady_state import SSRootfind as SSRootfind

@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 
 from .adjoints.base import Adjoint
 from .algorithms.base import Algorithm
+from .events.callbacks import Callback, ScheduledCallback
 from .linear.sparsity import full_band
 from .noise.base import NoiseProcess
 from .problems.base import Problem
@@ -313,6 +314,46 @@ def check_tstops(tstops: Any, prob: Problem, fixed: bool) -> None:
             "tstops with fixed steps need times and a tspan of Python numbers; "
             "use adaptive steps, or end one solve at each stop."
         )
+
+
+def check_callbacks(
+    callback: Any, max_events: Any, adjoint: Adjoint, default: Adjoint
+) -> tuple[Callback, ...]:
+    """The callbacks as a tuple; raises unless they are such and can be differentiated."""
+    given = () if callback is None else callback
+    given = tuple(given) if isinstance(given, tuple | list) else (given,)
+    for one in given:
+        check_type("callback", one, Callback, "dj.ContinuousCallback(condition, affect)")
+    if isinstance(max_events, bool) or not isinstance(max_events, int) or max_events < 1:
+        raise ValueError(f"max_events must be a positive integer, got {max_events!r}.")
+    if given and not adjoint.takes_callbacks:
+        raise ValueError(
+            f"adjoint={adjoint.name} cannot differentiate a solve with callbacks; try "
+            f"dj.{default.name}() or dj.ForwardMode()."
+        )
+    return given
+
+
+def known_times(callbacks: tuple[Callback, ...], prob: Problem) -> list[float]:
+    """The times of scheduled callbacks inside a static span, for steps of a fixed size."""
+    found: list[float] = []
+    for callback in callbacks:
+        if not isinstance(callback, ScheduledCallback):
+            continue
+        ends = tuple(t for t in _ends(prob) if isinstance(t, float))
+        times = callback.times_in((ends[0], ends[1])) if len(ends) == 2 else None
+        if not isinstance(times, tuple):
+            raise ValueError(
+                f"{callback.name} with fixed steps needs times and a tspan of Python numbers; use "
+                "adaptive steps."
+            )
+        found += [t for t in times if min(ends) < t < max(ends)]
+    return found
+
+
+def _ends(prob: Problem) -> tuple[Any, ...]:
+    """Both ends of the span; none where they are computed."""
+    return () if callable(prob.tspan) else tuple(prob.tspan)
 
 
 def check_estimates(estimates: bool, alg: Algorithm) -> None:

@@ -1,5 +1,6 @@
 """Inside the compiled solve: from the user's arguments to a plan, and from its outcome back."""
 
+import dataclasses
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from jaxtyping import Array, PyTree
 from .algorithms.base import Algorithm, Memory
 from .algorithms.implicit import derivative
 from .checks import SPAN_SLACK
+from .events.callbacks import Callback
 from .noise.driving import noise_of_solve, own_noise
 from .problems.base import Kind, Problem, remake, tree_of_arrays
 from .problems.parts import Parts, UserFunction, is_array
@@ -21,6 +23,8 @@ from .progress import report
 from .stepping.controllers import Controller
 from .stepping.equation import trace_equation
 from .stepping.estimates import step_estimates
+from .stepping.fixed import FixedGrid, time_on
+from .stepping.happenings import FirstEvents, Happenings, events_at_start, happenings
 from .stepping.initial_step import INITIAL_STEP_NF
 from .stepping.initialization import Start, consistent_start
 from .stepping.layout import Layout
@@ -30,8 +34,10 @@ from .stepping.plan import Inputs, Plan, Settings
 from .stepping.status import ReturnCode
 from .stepping.tape import Tape
 from .stepping.trace import trace_diffusion, trace_saving
+from .stepping.trace_events import EventTracer, in_span, may_start, owners_of, scheduled_stops
 from .stepping.trees import chosen, where
 from .stepping.varying import mesh_axes, vary_over
+from .stepping.watch import EventLog
 
 
 class Arguments(eqx.Module):
@@ -50,6 +56,7 @@ class Arguments(eqx.Module):
     key: Any
     path: Any
     negated: Any
+    callbacks: tuple[Callback, ...]
 
 
 class Options(NamedTuple):
@@ -68,6 +75,7 @@ class Options(NamedTuple):
     estimates: bool
     progress: bool
     throw: bool
+    max_events: int
 
 
 def value_of(argument: Any, *inputs: Any) -> Any:
@@ -189,7 +197,7 @@ def _fixed_plan(
 class Ready(NamedTuple):
     """All that a solve needs, and what its outcome is presented with.
 
-    `start` is None where nothing had to be made consistent.
+    `start` is None where nothing had to be made consistent, `first` where nothing happens at it.
     """
 
     plan: Plan
@@ -200,6 +208,7 @@ class Ready(NamedTuple):
     saved_shapes: Any
     traced_saves: bool
     start: Start | None
+    first: FirstEvents | None
 
     def present(self, outcome: Outcome, options: Options) -> dict[str, Any]:
         """The outcome in the user's terms, arrays only."""
@@ -231,6 +240,8 @@ class Ready(NamedTuple):
         }
         if self.inputs.noise is not None:
             result["noise"] = NoisePath.of(self.plan, self.inputs, turn)
+        if outcome.log is not None:
+            result["events"] = self._events(outcome.log)
         if options.estimates:
             assert isinstance(outcome.tape, Tape)
             result["estimates"] = step_estimates(
@@ -247,6 +258,10 @@ class Ready(NamedTuple):
                 "direction": jnp.asarray(turn, self.inputs.t0.dtype),
             }
         return result
+
+    def _events(self, log: EventLog) -> Happenings:
+        turn = self.times.direction
+        return happenings(log, self.first, self.plan, self.inputs, self.layout, turn)
 
     def _status(self, outcome: Outcome) -> Array:
         """The return code, which without a consistent start is of the start."""
@@ -311,6 +326,16 @@ class Ready(NamedTuple):
             start["nf"] = start.get("nf", 0) + INITIAL_STEP_NF
         if outcome.rows is not None and self.traced_saves:
             start["nf"] = start.get("nf", 0) + 1
+        events, log = self.plan.events, outcome.log
+        if events is not None and log is not None:
+            work = {**work, "nevents": self._events(log).n}
+            if events.continuous:
+                # Where it goes on from an event is told by the derivative there.
+                start["nf"] = start.get("nf", 0) + 1
+                work["nf"] = work.get("nf", 0) + log.n * (1 + alg.init_counts.get("nf", 0))
+                if events.samples and not alg.is_dense_linear:
+                    extra = attempts * alg.dense_counts.get("nf", 0)
+                    work["nf"] = work["nf"] + extra
         names = ("nf", "njac", "nfactor", "nsolve", "nnewton_fail", "nevents")
         counted = {
             name: zero
@@ -362,7 +387,9 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     layout = Layout(u0)
     times = vary_over(axes, _times(arguments, tspan, layout.time_dtype))
     state = vary_over(axes, jtu.tree_map(jnp.asarray, u0))
-    field = trace_equation(given, layout, state, parts, times.t0, times.direction)
+    tracer = EventTracer(arguments.callbacks, layout, state, parts, times.t0, times.direction)
+    changing = tracer.changing
+    field = trace_equation(given, layout, state, parts, times.t0, times.direction, changing)
     diffusion_jaxpr, diffusion_args, dim = None, None, 0
     if arguments.problem.stochastic:
         diffusion_jaxpr, diffusion_args, dim = trace_diffusion(
@@ -374,6 +401,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
             times.direction,
             given["noise"],
             given["noise_dim"],
+            changing,
         )
     save = saving(arguments.save_fn, options.save_idxs)
     save_jaxpr, save_args, saved_shapes = trace_saving(
@@ -398,17 +426,28 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         noise_kind=given.get("noise"),
         interpretation=given.get("interpretation"),
     )
+    scheduled = scheduled_stops(arguments.callbacks, times, layout.time_dtype)
+    at_start = may_start(arguments.callbacks, times.span)
     saves = None if options.save_every else times.saves
     stops = None if options.fixed else times.stops
+    if scheduled and not options.fixed:
+        stops = _merged(stops, in_span(scheduled, times.t0, times.t1), times.t1)
+    events = None
+    if arguments.callbacks:
+        plan_events, events = tracer.events(options.max_events)
+        plan = dataclasses.replace(plan, events=plan_events)
     noise, driven = None, {}
     if arguments.problem.stochastic:
         ends = (times.t0, times.t1, times.direction)
         path = arguments.path
         if path is None:
-            path = own_noise(arguments.key, dim, options.fixed, *ends)
+            by_number = options.fixed and not (plan.events and plan.events.continuous)
+            path = own_noise(arguments.key, dim, by_number, *ends)
         noise = noise_of_solve(path, given["correlation"], arguments.negated, dim, times.direction)
         driven = {"diffusion": diffusion_args, "noise": noise}
-        stops = None if options.fixed else _with_saves(stops, saves, times.t1)
+        stops = None if options.fixed else _merged(stops, saves, times.t1)
+    if events is not None and scheduled:
+        events = events._replace(owners=owners_of(_ends_of_steps(plan, stops, times), scheduled))
     inputs = Inputs(
         u0=layout.ravel(state),
         args=field.args,
@@ -421,7 +460,11 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         jac_args=field.jac_args,
         slope=_initial_slope(given, layout, times, state, p, tspan[0]),
         **driven,
+        events=events,
     )
+    first = None
+    if at_start:
+        inputs, first = events_at_start(plan, inputs, scheduled)
     settings = _settings(arguments, options, layout, state)
     if noise is not None and noise.smallest is not None and not options.fixed:
         shortest = noise.smallest.astype(layout.time_dtype)
@@ -437,14 +480,24 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     traced_saves = times.span is None or not isinstance(arguments.saveat, float | None)
     # A stochastic solve has no derivative by its save times.
     traced_saves = traced_saves and not arguments.problem.stochastic
-    return Ready(plan, inputs, settings, layout, times, saved_shapes, traced_saves, start)
+    return Ready(plan, inputs, settings, layout, times, saved_shapes, traced_saves, start, first)
 
 
-def _with_saves(stops: Array | None, saves: Array | None, t1: Array) -> Array | None:
-    """The stops and the save times in order, each once; what is left over is the end."""
-    if saves is None:
+def _ends_of_steps(plan: Plan, stops: Array | None, times: Times) -> Array:
+    """The times that steps end on: the stops and the end, or those of the grid."""
+    if plan.fixed_steps is not None:
+        grid = FixedGrid.of(plan)
+        index = jnp.arange(grid.steps + 1)
+        return jax.vmap(lambda i: time_on(grid, times.t0, times.t1, i))(index)
+    t1 = times.t1.reshape(1)
+    return t1 if stops is None else jnp.concatenate([stops, t1])
+
+
+def _merged(stops: Array | None, others: Array | None, t1: Array) -> Array | None:
+    """The stops and other times in order, each once; what is left over is the end."""
+    if others is None:
         return stops
-    both = jnp.sort(saves if stops is None else jnp.concatenate([stops, saves]))
+    both = jnp.sort(others if stops is None else jnp.concatenate([stops, others]))
     again = jnp.concatenate([jnp.zeros(1, bool), both[1:] == both[:-1]])
     return jnp.sort(jnp.where(again, t1, both))
 

@@ -55,7 +55,8 @@ class Solution(eqx.Module):
     - `final`: pass it as `solve(..., resume=sol.final)` to go on from here.
     - `estimates`: with `estimates=True` the `Estimates` of the steps, to be part of a loss (Pal et
         al. 2021, arXiv 2105.03918).
-    - `events`: of a pure jump process with `saveat="steps"` the jumps, times `t` and `which`.
+    - `events`: what callbacks have done, a `dj.Happenings` with times `t` and `which` callback;
+        of a pure jump process with `saveat="steps"` the jumps. None for a solve without any.
 
     With `dense=True`, `sol(t)` evaluates the solution anywhere in the span.
     """

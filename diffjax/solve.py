@@ -1,6 +1,6 @@
 """The front door: `solve` judges its arguments, picks defaults and hands over to an adjoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -20,6 +20,7 @@ from .adjoints.steady_state import SteadyStateAdjoint
 from .algorithms.base import Algorithm
 from .defaults import default_algorithm, default_controller, default_max_steps
 from .ensembles.run import solve_ensemble
+from .events.callbacks import Callback
 from .failure import cure, raise_on_failure
 from .jumps.solve import solve_jumps
 from .noise.base import NoiseProcess
@@ -58,6 +59,8 @@ def solve(
     dtmax: float | Array | None = None,
     max_steps: int | None = None,
     tstops: Any = (),
+    callback: Callback | Sequence[Callback] | None = None,
+    max_events: int = 64,
     initialize: Literal["brown", "collocation", "check"] | None = None,
     adjoint: Adjoint | Literal["auto"] | None = None,
     resume: PyTree = None,
@@ -102,6 +105,11 @@ def solve(
         ten million jumps, unless all are saved. Under a derivative it is also the length
         of the tape, unless the adjoint keeps checkpoints.
     - `tstops`: times that a step must end on.
+    - `callback`: a callback such as `dj.ContinuousCallback`, or a tuple of them: what happens to
+        the solution at certain times or where a condition is met. `sol.events` tells what has
+        happened. What is saved at the time of an event is the state after it.
+    - `max_events`: how many events are kept in `sol.events`. More events of continuous callbacks,
+        or two of one at the same time, end the solve with `event_failed`.
     - `initialize`: what is done with a start that does not satisfy the algebraic equations (the
         rows of zeros of a mass matrix), or those of a `DAEProblem`. `"brown"`, the default, holds
         the differential variables and solves for the algebraic ones; `"collocation"` takes the end
@@ -158,6 +166,8 @@ def solve(
         "dtmax": dtmax,
         "max_steps": default_max_steps(prob, saveat) if max_steps is None else max_steps,
         "tstops": tstops,
+        "callback": callback,
+        "max_events": max_events,
         "initialize": initialize,
         "adjoint": adjoint,
         "resume": resume,
@@ -209,6 +219,8 @@ def judge(
     dtmax: float | Array | None = None,
     max_steps: int = 4096,
     tstops: Any = (),
+    callback: Callback | Sequence[Callback] | None = None,
+    max_events: int = 64,
     initialize: Literal["brown", "collocation", "check"] | None = None,
     adjoint: Adjoint | Literal["auto"] | None = None,
     resume: PyTree = None,
@@ -241,6 +253,7 @@ def judge(
         steps=steps,
         controller=controller,
         tstops=tstops,
+        callback=callback,
         resume=resume,
         progress=progress,
         estimates=estimates,
@@ -253,6 +266,9 @@ def judge(
     every_step = isinstance(saveat, str)
     checks.check_saving(saveat, save_idxs, save_fn, prob)
     checks.check_tstops(tstops, prob, fixed)
+    callbacks = checks.check_callbacks(callback, max_events, adjoint, default)
+    if fixed:
+        tstops = (*tstops, *checks.known_times(callbacks, prob))
     checks.check_initial_state(prob)
     checks.check_estimates(estimates, alg)
     how = checks.check_initialize(initialize, prob)
@@ -275,6 +291,7 @@ def judge(
         key=None if key is None else key_words(key),
         path=path,
         negated=None if antithetic is False else jnp.asarray(antithetic, bool),
+        callbacks=callbacks,
     )
     options = Options(
         alg=alg,
@@ -291,6 +308,7 @@ def judge(
         estimates=estimates,
         progress=progress,
         throw=bool(throw),
+        max_events=max_events,
     )
     return arguments, options
 
@@ -329,7 +347,7 @@ def _solution(result: dict[str, Any], prob: Problem, options: Options) -> Soluti
         _retcode=result["retcode"],
         final=result["final"],
         estimates=result.get("estimates"),
-        events=None,
+        events=result.get("events"),
         _interpolation=interpolation,
         _noise=result.get("noise"),
     )

@@ -30,13 +30,14 @@ class AutoAdjoint(Adjoint):
     """
 
     takes: ClassVar[frozenset[str]] = DiscreteAdjoint.takes
+    takes_callbacks: ClassVar[bool] = True
 
     def solve(self, plan: Plan, inputs: Inputs, settings: Settings) -> Outcome:
         return self.choose(plan, inputs).solve(plan, inputs, settings)
 
     def choose(self, plan: Plan, inputs: Inputs) -> Adjoint:
         """The adjoint for a plan."""
-        rows = plan.fixed_steps or plan.max_steps
+        rows = plan.rows
         if rows * sum(map(_bytes, jtu.tree_leaves(inputs.u0))) <= _TAPE_BYTES:
             return DiscreteAdjoint()
         return DiscreteAdjoint(checkpoints=math.isqrt(rows))

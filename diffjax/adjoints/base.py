@@ -17,6 +17,8 @@ class Adjoint(eqx.Module):
     # Its steps restart at many times, or must be explicit: no method that learns as it goes is the
     # default.
     restarts: ClassVar[bool] = False
+    # Whether it goes through what callbacks do.
+    takes_callbacks: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

@@ -54,6 +54,7 @@ class DiscreteAdjoint(Adjoint):
     """
 
     takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem", "DAEProblem", "SDEProblem"})
+    takes_callbacks: ClassVar[bool] = True
 
     checkpoints: int | None = eqx.field(static=True, default=None)
 
@@ -84,7 +85,8 @@ def solve_by_replay(
         perturbed = [i for i, t in enumerate(tangents[0]) if not isinstance(t, SymbolicZero)]
         names = names_of(inputs)
         check_times(inputs, [names[i] for i in perturbed])
-        times = any(names[i] in TIMES for i in perturbed)
+        # The time of an event that is located depends on all that the solve depends on.
+        times = any(names[i] in TIMES for i in perturbed) or plan.locates
         full = plan.every_step or checkpoints is None
         kept = Keep(
             tape=full,

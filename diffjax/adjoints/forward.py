@@ -33,6 +33,7 @@ class ForwardMode(AdjointByLane):
     """
 
     takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem", "DAEProblem", "SDEProblem"})
+    takes_callbacks: ClassVar[bool] = True
 
     columns: int = eqx.field(static=True, default=64)
 

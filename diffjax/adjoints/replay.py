@@ -18,6 +18,9 @@ import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
 from ..algorithms.base import Memory
+from ..algorithms.implicit import derivative
+from ..events.search import resolution
+from ..events.transition import Crossing, StepEvents, arrive, depart
 from ..stepping.fixed import fixed_time
 from ..stepping.lanes import any_lane
 from ..stepping.levels import Lanes as Lanes
@@ -25,7 +28,7 @@ from ..stepping.loop import retape
 from ..stepping.outcome import Keep
 from ..stepping.plan import Inputs, Plan, Settings
 from ..stepping.tape import Snapshots, Tape
-from ..stepping.trees import chosen, replaced
+from ..stepping.trees import chosen, replaced, where
 
 Carry = TypeVar("Carry")
 
@@ -40,7 +43,8 @@ class Point(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One row of the tape, as a lane reads it; `number` counts from the start of the solve."""
+    """One row of the tape, as a lane reads it; `number` counts from the start of the solve,
+    `events` are those at its end."""
 
     number: Array
     t: Array
@@ -50,6 +54,19 @@ class Row(NamedTuple):
     past: Memory
     landed: Array | None
     active: Array
+    events: StepEvents | None = None
+
+    @property
+    def kinds(self) -> list[tuple[bool, "Row"]]:
+        """The rows of steps that end with events and of those that do not, each active where the
+        row is of its kind."""
+        if self.events is None:
+            return [(False, self)]
+        happened = jnp.any(self.events.fired, axis=-1)
+        return [
+            (False, self._replace(active=self.active & ~happened)),
+            (True, self._replace(active=self.active & happened)),
+        ]
 
     def start(self, times: bool) -> Point:
         """Where its step starts."""
@@ -57,11 +74,21 @@ class Row(NamedTuple):
 
 
 class Inside(NamedTuple):
-    """What a save inside a step is computed from; times are None if they carry no derivative."""
+    """What a save inside a step is computed from; times are None if they carry no derivative. After
+    events at its end: when that is, the state there and its derivative by time."""
 
     coefficients: PyTree
     t: Array | None
     dt: Array | None
+    end: tuple[Array, PyTree, PyTree] | None = None
+
+
+class Happened(NamedTuple):
+    """What the log of events has of a step: when it ended, the states before and after them."""
+
+    t: Array
+    before: PyTree
+    after: PyTree
 
 
 class Spare(NamedTuple):
@@ -100,7 +127,16 @@ def read(tape: Tape, k: Array, first: Array, spare: Spare) -> Row:
         past=past,
         landed=None if tape.landed is None else jnp.where(active, tape.landed[k], -1),
         active=active,
+        events=_events(tape, k, active),
     )
+
+
+def _events(tape: Tape, k: Array, active: Array) -> StepEvents | None:
+    """The events at the end of a step, none of one that is not there."""
+    if tape.events is None:
+        return None
+    events: StepEvents = jtu.tree_map(lambda x: x[k], tape.events)
+    return events._replace(fired=events.fired & active)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +163,39 @@ class Steps:
             return Point(result.u, None, history), Inside(coefficients, None, None)
         return Point(result.u, end, history), Inside(coefficients, t, dt)
 
+    def cross(
+        self, start: Point, inputs: Inputs, row: Row, inside: bool
+    ) -> tuple[Point, Inside, Happened]:
+        """As `step`, of a step that ends with events: to the state after them."""
+        plan, alg, field = self.plan, self.plan.alg, self.plan.field(inputs)
+        events, args = plan.events, inputs.events
+        assert events is not None
+        assert args is not None
+        assert row.events is not None
+        t, dt, end = self.schedule(start, inputs, row)
+        past = row.past._replace(history=start.history)
+        located = jnp.asarray(False)
+        if events.continuous and row.landed is not None:
+            located = (row.landed < 0) & jnp.any(row.events.fired[jnp.asarray(events.continuous)])
+        at = Crossing(t, start.u, past, dt, end, row.number, False, located, row.events)
+        t1, before, dt, result = arrive(alg, events, field, args, at, self.times)
+        after, memory = depart(alg, events, field, args, at, t1, before, result.memory)
+        coefficients, ending = None, None
+        if inside:
+            coefficients = alg.dense(field, t, dt, start.u, result.stages)
+            ending = (t1, after, self._slope(inputs, t1, after, memory))
+        happened = Happened(t1, before, after) if events.save else Happened(t1, None, None)
+        if not self.times:
+            return Point(after, None, memory.history), Inside(coefficients, t, dt, ending), happened
+        return Point(after, t1, memory.history), Inside(coefficients, t, dt, ending), happened
+
+    def _slope(self, inputs: Inputs, t: Array, u: PyTree, memory: Memory) -> PyTree:
+        """The derivative of the state by time, where it is known and matters."""
+        field = self.plan.field(inputs)
+        if not self.times or field.slope is not None or field.diffusion is not None:
+            return jtu.tree_map(jnp.zeros_like, u)
+        return derivative(self.plan.alg.field_now(field, memory), t, u)
+
     def first_history(self, inputs: Inputs) -> PyTree:
         """What is remembered of the time before the solve."""
         return self.plan.first_memory(inputs).history
@@ -134,18 +203,22 @@ class Steps:
     def schedule(self, start: Point, inputs: Inputs, row: Row) -> tuple[Array, Array, Array]:
         if not self.times:
             return row.t, row.dt, row.t_next
-        if self.plan.controller is None:
+        if self.plan.controller is None and self.plan.rows == self.plan.fixed_steps:
             t = fixed_time(self.plan, inputs, row.number)
             end = fixed_time(self.plan, inputs, row.number + 1)
             return t, end - t, end
         assert start.t is not None
         assert row.landed is not None
-        t1 = jnp.reshape(jnp.asarray(inputs.t1), (1,))
-        stops = t1 if inputs.stops is None else jnp.concatenate([inputs.stops, t1])
-        stop = stops[jnp.maximum(row.landed, 0)]
-        landed = row.landed >= 0
+        stop, landed = self._stop(inputs, jnp.maximum(row.landed, 0)), row.landed >= 0
         dt = jnp.where(landed, stop - start.t, jax.lax.stop_gradient(row.dt))
         return start.t, dt, jnp.where(landed, stop, start.t + dt)
+
+    def _stop(self, inputs: Inputs, number: Array) -> Array:
+        """The time that a step may be cut to end on."""
+        if self.plan.controller is None:
+            return fixed_time(self.plan, inputs, number)
+        t1 = jnp.reshape(jnp.asarray(inputs.t1), (1,))
+        return (t1 if inputs.stops is None else jnp.concatenate([inputs.stops, t1]))[number]
 
     def save(self, inside: Inside, inputs: Inputs, row: Row, j: Array) -> list[Array]:
         """What is saved at save time number j, inside this step."""
@@ -154,6 +227,11 @@ class Steps:
         t = row.t if inside.t is None else inside.t
         dt = row.dt if inside.dt is None else inside.dt
         u = self.plan.alg.interpolate(inside.coefficients, (ts - t) / dt)
+        if inside.end is not None:
+            end, after, slope = inside.end
+            later = jtu.tree_map(lambda x, d: x + d * (ts - end).astype(d.dtype), after, slope)
+            near = 4 * resolution(row.t_next, jnp.zeros_like(row.t_next))
+            u = where(ts >= row.t_next - near, later, u)
         return self.plan.observe(inputs.save_args, u, ts)
 
     def initial_save(self, inputs: Inputs) -> list[Array]:
@@ -198,6 +276,7 @@ _GROUPS = {
     "t0": "step",
     "t1": "step",
     "stops": "step",
+    "events": "step",
     "save_args": "save",
     "saves": "save",
 }

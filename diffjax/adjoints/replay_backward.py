@@ -21,10 +21,11 @@ from ..algorithms.base import Algorithm
 from ..stepping.lanes import one_or_many
 from ..stepping.plan import Inputs
 from ..stepping.tape import Tape
-from ..stepping.trees import chosen
+from ..stepping.trees import chosen, when
 from ..stepping.varying import vary_alike
 from .linear_map import Level
 from .replay import (
+    Happened,
     Inside,
     Lanes,
     Point,
@@ -182,25 +183,56 @@ class Retreat:
             j, [self.inputs.saves], row
         )
 
-    def step(self, carry: _Carry, row: Row, inside: bool) -> _Carry:
+    def step(self, carry: _Carry, row: Row, inside: bool, event: bool) -> _Carry:
         primals, flags = self._group("step")
 
         def one(start: Point, moving: list[Array], leaves: list[Array], row: Row) -> Any:
-            return self.steps.step(start, self.moving.place(leaves, "step", moving), row, inside)
+            inputs = self.moving.place(leaves, "step", moving)
+            if event:
+                return self.steps.cross(start, inputs, row, inside)
+            return *self.steps.step(start, inputs, row, inside), None
 
-        def lanes(start: Point, moving: list[Array]) -> tuple[Point, Inside]:
+        def lanes(start: Point, moving: list[Array]) -> tuple[Point, Inside, Happened | None]:
             return self.lanes(one, True, flags, self.flags, True)(start, moving, self.leaves, row)
 
         start = row.start(self.steps.times)
-        (_, between), pull = jax.vjp(lanes, start, primals)
+        (_, between, happened), pull = jax.vjp(lanes, start, primals)
         between_bar = jtu.tree_map(jnp.zeros_like, between)
         if inside:
             carry, between_bar = self.saves(carry, row, between, between_bar)
-        start_bar, moving_bar = pull((masked(row.active, carry.point), between_bar))
+        happened_bar = None if happened is None else self.from_log(happened, row)
+        point_bar = masked(row.active, carry.point)
+        start_bar, moving_bar = pull((point_bar, between_bar, happened_bar))
         return carry._replace(
             point=chosen(row.active, start_bar, carry.point),
             for_step=add(carry.for_step, moving_bar),
         )
+
+    def from_log(self, happened: Happened, row: Row) -> Happened:
+        """The cotangents of what the log of events has of a step."""
+        events = self.replay.plan.events
+        assert events is not None
+        assert row.events is not None
+        total = jtu.tree_map(jnp.zeros_like, happened)
+        buffers = given_or_zero_rows(self.cotangents.log, happened)
+
+        def entries(buffers: list[Array], fired: Array, number: Array) -> list[Array]:
+            out = [jnp.zeros(x.shape[1:], x.dtype) for x in buffers]
+            for entered, place in events.places(fired, number):
+                at = jnp.minimum(place, events.most - 1)
+                out = [o + masked(entered, x[at]) for o, x in zip(out, buffers, strict=True)]
+            return out
+
+        given = [x for x in buffers if x is not None]
+        found = iter(
+            self.lanes(entries, True, True, True)(given, row.events.fired, row.events.number)
+        )
+        leaves, structure = jtu.tree_flatten(total)
+        leaves = [
+            x if b is None else masked(row.active, next(found))
+            for x, b in zip(leaves, buffers, strict=True)
+        ]
+        return jtu.tree_unflatten(structure, leaves)
 
     def saves(
         self, carry: _Carry, row: Row, between: Inside, between_bar: Inside
@@ -241,12 +273,21 @@ class Retreat:
         return carry._replace(j=j, for_save=for_save), between_bar
 
     def retreat(self, carry: _Carry, row: Row) -> _Carry:
-        return self.replay.through(
-            lambda c, inside: self.step(c, row, inside),
-            carry,
-            lambda: self.due(carry.j, row),
-            saving=self.steps.saves and self.cotangents.rows is not None,
-        )
+        def through(carry: _Carry, row: Row, event: bool) -> _Carry:
+            return self.replay.through(
+                lambda c, inside: self.step(c, row, inside, event),
+                carry,
+                lambda: self.due(carry.j, row),
+                saving=self.steps.saves and self.cotangents.rows is not None,
+            )
+
+        if row.events is None:
+            return through(carry, row, False)
+        for event, part in row.kinds:
+            carry = when(
+                any_of(part.active), lambda c, e=event, part=part: through(c, part, e), carry
+            )
+        return carry
 
     def segment(self, number: Array, carry: _Carry) -> _Carry:
         residuals = self.residuals
@@ -412,6 +453,14 @@ def given_or_zero(cotangents: PyTree, like: PyTree) -> PyTree:
     given = given if given else [None] * len(leaves)
     filled = [jnp.zeros_like(x) if g is None else g for x, g in zip(leaves, given, strict=True)]
     return jtu.tree_unflatten(structure, filled)
+
+
+def given_or_zero_rows(cotangents: PyTree, like: PyTree) -> list[Array | None]:
+    """For each leaf the cotangent of the buffer that has it in its rows; None where it is zero."""
+    count = len(jtu.tree_leaves(like))
+    if cotangents is None:
+        return [None] * count
+    return jtu.tree_leaves(cotangents, is_leaf=lambda x: x is None)[:count]
 
 
 def cotangent_leaves(smooth: Smooth) -> list[Array]:

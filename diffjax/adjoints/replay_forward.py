@@ -11,9 +11,10 @@ from jaxtyping import Array, PyTree
 from ..stepping.lanes import one_or_many
 from ..stepping.plan import Inputs
 from ..stepping.tape import Tape, put
-from ..stepping.trees import chosen
+from ..stepping.trees import chosen, when, where
 from ..stepping.varying import vary_alike
 from .replay import (
+    Happened,
     Inside,
     Point,
     Replay,
@@ -37,6 +38,7 @@ class _Carry(NamedTuple):
     tape_u: PyTree
     tape_history: PyTree
     j: Array | None
+    log: Happened | None
 
 
 class _Forward:
@@ -72,8 +74,20 @@ class _Forward:
             j = jnp.sum(initial, dtype=jnp.int32)
         recorded = of_record(self.residuals.record) if replay.recorded else (None, None, None)
         tape_t, tape_u, tape_history = jtu.tree_map(jnp.zeros_like, recorded)
-        carry = _Carry(point, rows, tape_t, tape_u, tape_history, j)
+        carry = _Carry(point, rows, tape_t, tape_u, tape_history, j, self._no_events())
         return vary_alike((carry, self.residuals))[0]
+
+    def _no_events(self) -> Happened | None:
+        """The log of events, with tangents of zero."""
+        events, like = self.replay.plan.events, self.inputs
+        if events is None:
+            return None
+
+        def rows(x: Array) -> Array:
+            return jnp.zeros((max(events.most, 1), *x.shape), x.dtype)
+
+        states = jtu.tree_map(rows, like.u0) if events.save else None
+        return Happened(rows(like.t0), states, states)
 
     def due(self, j: Array | None, row: Row) -> Array:
         saves = self.inputs.saves
@@ -83,19 +97,34 @@ class _Forward:
         ts = saves[jnp.clip(j, 0, saves.shape[0] - 1)]
         return (j < self.residuals.saved) & (ts <= row.t_next) & row.active
 
-    def step(self, carry: _Carry, row: Row, inside: bool) -> _Carry:
-        def one(start: Point, leaves: list[Array]) -> tuple[Point, Inside]:
-            return self.steps.step(
-                start, self.moving.place(self.leaves, "step", leaves), row, inside
-            )
+    def step(self, carry: _Carry, row: Row, inside: bool, event: bool) -> _Carry:
+        def one(start: Point, leaves: list[Array]) -> tuple[Point, Inside, Happened | None]:
+            inputs = self.moving.place(self.leaves, "step", leaves)
+            if event:
+                return self.steps.cross(start, inputs, row, inside)
+            return *self.steps.step(start, inputs, row, inside), None
 
         start = row.start(self.steps.times)
         primals = self.moving.take(self.primals, "step")
         dots = self.moving.take(self.tangents, "step")
-        (_, between), (end, between_dot) = jax.jvp(one, (start, primals), (carry.point, dots))
+        (_, between, _), (end, between_dot, happened) = jax.jvp(
+            one, (start, primals), (carry.point, dots)
+        )
         if inside:
             carry = self.save(carry, row, between, between_dot)
+        if happened is not None:
+            carry = carry._replace(log=self.logged(carry.log, happened, row))
         return carry._replace(point=chosen(row.active, end, carry.point))
+
+    def logged(self, log: Happened | None, happened: Happened, row: Row) -> Happened | None:
+        """The log with the tangents of what has happened at the end of a step."""
+        events = self.replay.plan.events
+        assert events is not None
+        assert row.events is not None
+        for entered, number in events.places(row.events.fired, row.events.number):
+            written = jtu.tree_map(lambda b, v, n=number: put(b, v, n), log, happened)
+            log = where(entered & row.active, written, log)
+        return log
 
     def save(self, carry: _Carry, row: Row, between: Inside, between_dot: Inside) -> _Carry:
         primals = self.moving.take(self.primals, "save")
@@ -122,12 +151,21 @@ class _Forward:
         return carry._replace(j=j, rows=rows)
 
     def advance(self, carry: _Carry, row: Row) -> _Carry:
-        return self.replay.through(
-            lambda c, inside: self.step(c, row, inside),
-            carry,
-            lambda: self.due(carry.j, row),
-            saving=self.steps.saves,
-        )
+        def through(carry: _Carry, row: Row, event: bool) -> _Carry:
+            return self.replay.through(
+                lambda c, inside: self.step(c, row, inside, event),
+                carry,
+                lambda: self.due(carry.j, row),
+                saving=self.steps.saves,
+            )
+
+        if row.events is None:
+            return through(carry, row, False)
+        for event, part in row.kinds:
+            carry = when(
+                any_of(part.active), lambda c, e=event, part=part: through(c, part, e), carry
+            )
+        return carry
 
     def segment(self, number: Array, carry: _Carry) -> _Carry:
         residuals = self.residuals
@@ -161,7 +199,8 @@ class _Forward:
             t_end = jnp.zeros_like(self.inputs.t0)
         rows = reached(carry.rows, self.residuals.saved)
         point, tape = carry.point, (carry.tape_t, carry.tape_u, carry.tape_history)
-        return Smooth(rows, point.u, t_end, *tape, point.history)
+        log = None if carry.log is None else tuple(carry.log)
+        return Smooth(rows, point.u, t_end, *tape, point.history, log)
 
 
 def _mark(carry: _Carry, number: Array) -> _Carry:

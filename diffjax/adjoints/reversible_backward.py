@@ -198,7 +198,7 @@ class _Retrace(Retreat):
 
         return of_all(back), of_all(forth)
 
-    def step(self, carry: Any, row: Row, inside: bool) -> Any:
+    def step(self, carry: Any, row: Row, inside: bool, event: bool) -> Any:
         back, forth = self._halves(row, inside)
         alg, primals = self.alg, self._group("step")[0]
         start_t = row.t if self.steps.times else None

@@ -17,7 +17,7 @@ from ..stepping.varying import mesh_axes
 
 class Smooth(NamedTuple):
     """The part of an outcome that carries a derivative; `history` is what is remembered at the
-    end."""
+    end, `log` when the events were and the states before and after them."""
 
     rows: list[Array] | None
     u_end: PyTree
@@ -26,6 +26,7 @@ class Smooth(NamedTuple):
     tape_u: PyTree
     tape_history: PyTree
     history: PyTree
+    log: PyTree = None
 
 
 def names_of(inputs: Inputs) -> list[str]:
@@ -110,9 +111,14 @@ def split(outcome: Outcome) -> tuple[Smooth, Outcome]:
         tape = tape._replace(carry=carry._replace(**cleared))
     memory = outcome.memory
     last = None if memory is None else memory.history
-    smooth = Smooth(outcome.rows, outcome.u_end, outcome.t_end, t, u, history, last)
+    log, kept = outcome.log, None
+    if log is not None:
+        kept = (log.t, log.before, log.after)
+        log = log._replace(t=None, before=None, after=None)
+    smooth = Smooth(outcome.rows, outcome.u_end, outcome.t_end, t, u, history, last, kept)
     memory = None if memory is None else memory._replace(history=None)
-    return smooth, outcome._replace(rows=None, u_end=None, t_end=None, tape=tape, memory=memory)
+    rest = outcome._replace(rows=None, u_end=None, t_end=None, tape=tape, memory=memory, log=log)
+    return smooth, rest
 
 
 def join(smooth: Smooth, rest: Outcome) -> Outcome:
@@ -129,5 +135,9 @@ def join(smooth: Smooth, rest: Outcome) -> Outcome:
         tape = tape._replace(carry=tape.carry._replace(**fields))
     memory = rest.memory
     memory = None if memory is None else memory._replace(history=smooth.history)
+    log = rest.log
+    if log is not None:
+        t, before, after = smooth.log
+        log = log._replace(t=t, before=before, after=after)
     rest = rest._replace(rows=smooth.rows, u_end=smooth.u_end, t_end=smooth.t_end)
-    return rest._replace(tape=tape, memory=memory)
+    return rest._replace(tape=tape, memory=memory, log=log)

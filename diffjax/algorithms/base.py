@@ -168,6 +168,21 @@ class Algorithm(eqx.Module):
         """The memory of a step that is taken again, of which only the lasting part was kept."""
         return lasting._replace(cache=self.init(field, t, u).cache)
 
+    def restart(
+        self, field: Field, t: Array, u: State, memory: Memory, parameters: tuple[Array, ...]
+    ) -> Memory:
+        """The memory after an event has made `u` of the state, and `parameters` of those that
+        events change."""
+        return self.init(field, t, u)
+
+    def parameters(self, memory: Memory) -> tuple[Array, ...]:
+        """The parameters that events change, as they are now."""
+        return ()
+
+    def field_now(self, field: Field, memory: Memory) -> Field:
+        """The field with the parameters as they are now."""
+        return field
+
     def step(
         self, field: Field, t: Array, dt: Array, u: State, memory: Memory, norm: Norm | None
     ) -> StepResult:

@@ -8,11 +8,14 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..algorithms.base import Memory, State, StepResult
+from ..events.search import Sighting
+from ..events.transition import Crossing
 from .initial_step import initial_step
 from .plan import Inputs, Plan, Settings, scaled_norm
 from .status import ReturnCode
 from .stepper import Counts, Iterations, Record, Step, Stepper
 from .trees import where
+from .watch import Ending, EventState, Watch
 
 # A step that would end this close to a time to land on is stretched to land there, so that no
 # sliver of a step is left over (HNW I, subroutine DOPRI5).
@@ -48,6 +51,7 @@ class AdaptiveState(NamedTuple):
     nreject: Int[Array, ""]
     next_stop: Int[Array, ""] | None
     iterations: Iterations | None
+    events: EventState | None = None
 
     @property
     def steps(self) -> Int[Array, ""]:
@@ -70,6 +74,7 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         self.atol = jax.lax.stop_gradient(settings.atol)
         t1 = jnp.reshape(inputs.t1, (1,))
         self.stops = t1 if inputs.stops is None else jnp.concatenate([inputs.stops, t1])
+        self.watch = None if plan.events is None else Watch(plan, inputs)
 
     def norm(self, v: State, u0: State, u1: State) -> Float[Array, ""]:
         return scaled_norm(self.rtol, self.atol, v, u0, u1)
@@ -93,17 +98,19 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         next_stop = None
         if inputs.stops is not None:
             next_stop = jnp.sum(inputs.stops <= t0, dtype=jnp.int32)
+        memory = plan.first_memory(inputs)
         return AdaptiveState(
             t=t0,
             t_low=jnp.zeros((), dtype) if jnp.finfo(dtype).bits < 64 else None,
             u=inputs.u0,
             dt=jnp.where(finite, jax.lax.stop_gradient(dt).astype(dtype), jnp.nan),
-            memory=plan.first_memory(inputs),
+            memory=memory,
             control=control,
             naccept=jnp.zeros((), jnp.int32),
             nreject=jnp.zeros((), jnp.int32),
             next_stop=next_stop,
             iterations=self.no_iterations(),
+            events=None if self.watch is None else self.watch.start(t0, inputs.u0, memory),
         )
 
     def _smallest(self, t: Array) -> Float[Array, ""]:
@@ -119,13 +126,16 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         end = self.inputs.t1 if self.limit is None else self.limit
         # A segment that is taken again may need a few more attempts than it did.
         enough = self.plan.max_steps if self.limit is None else 2 * self.plan.max_steps
-        return (c.t < end) & (c.dt > 0) & (attempts < enough)
+        active = (c.t < end) & (c.dt > 0) & (attempts < enough)
+        return active if c.events is None else active & (c.events.code == ReturnCode.success)
 
     def status(self, c: AdaptiveState) -> Int[Array, ""]:
         code = jnp.where(c.dt == 0, ReturnCode.dt_underflow, ReturnCode.max_steps)
         code = jnp.where(c.dt < 0, ReturnCode.newton_failed, code)
         code = jnp.where(jnp.isnan(c.dt), ReturnCode.unstable, code)
         code = jnp.where(c.t >= self.inputs.t1, ReturnCode.success, code)
+        if c.events is not None:
+            code = jnp.where(c.events.code == ReturnCode.success, code, c.events.code)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(c.u)]))
         return jnp.where(finite, code, ReturnCode.unstable).astype(jnp.int32)
 
@@ -147,6 +157,8 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         remaining = target - c.t if c.t_low is None else (target - c.t) - c.t_low
         landing = c.dt * LANDING_STRETCH >= remaining
         dt = jnp.where(landing, remaining, self._rounded(self._looking_ahead(c, stop)))
+        if self.watch is not None and c.events is not None:
+            dt, landing = self.watch.planned(c.events, dt, landing)
         field = self.field.during(c.naccept)
         result = self.alg.step(field, c.t, dt, c.u, c.memory, self.norm)
         assert result.error is not None
@@ -155,8 +167,21 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         active = self.active(c) if masked else None
         if active is not None:
             accepted = accepted & active
-        t, t_low = _advance_time(c.t, c.t_low, dt, landing, target)
+        sighting = None
+        if self.watch is not None and c.events is not None:
+            # A step that misses its error may do so for an event inside of it.
+            finite = jnp.isfinite(error) & result.ok
+            usable = finite if active is None else finite & active
+            sighting = self.watch.look(c.events, c.t, dt, c.u, result, usable, accepted)
         next_dt, control = self._next_dt(c, dt, error, result, accepted, landing)
+        if self.watch is not None and sighting is not None:
+            # What was planned before an event was met is what the solve goes on with after it.
+            met = sighting.pending | jnp.any(sighting.fired & accepted)
+            next_dt = jnp.where(met, c.dt, next_dt)
+            control = where(sighting.pending, c.control, control)
+            accepted = accepted & ~sighting.pending
+            landing = landing | self.watch.meets(sighting, c.t, dt, target)
+        t, t_low = _advance_time(c.t, c.t_low, dt, landing, target)
         step = accepted.astype(jnp.int32)
         on_stop = landing if self.limit is None else landing & (stop <= self.limit)
         tried = 1 if active is None else active.astype(jnp.int32)
@@ -175,11 +200,44 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
             iterations=None
             if c.iterations is None
             else c.iterations.after(result, True if active is None else active),
+            events=c.events,
         )
-        self.report_progress(c, state)
         index = jnp.zeros((), jnp.int32) if c.next_stop is None else c.next_stop
         landed = jnp.where(on_stop, index, -1)
-        return state, Record(Step(c.t, dt, c.u, c.memory.lasting, result.stages), accepted, landed)
+        record = Record(Step(c.t, dt, c.u, c.memory.lasting, result.stages), accepted, landed)
+        if self.watch is not None:
+            state, record = self._settle(self.watch, c, state, record, t, result, sighting)
+        self.report_progress(c, state)
+        return state, record
+
+    def _settle(
+        self,
+        watch: Watch,
+        c: AdaptiveState,
+        state: AdaptiveState,
+        record: Record,
+        end: Array,
+        result: StepResult,
+        sighting: Sighting | None,
+    ) -> tuple[AdaptiveState, Record]:
+        """The state after the events at the end of a step."""
+        assert c.events is not None
+        step, due = record.step, None
+        accepted, on_stop = jnp.asarray(record.accepted), record.landed >= 0
+        owners = watch.args.owners
+        if owners is not None:
+            due = owners[jnp.maximum(record.landed, 0)] & on_stop
+        at = Crossing(step.t, step.u, step.past, step.dt, end, c.naccept, pinned=on_stop)
+        before = Ending(state.t, state.u, state.memory, c.events)
+        ending, at = watch.settle(before, at, result, sighting, accepted, due)
+        breaks = watch.events.any_of(watch.events.acts, at.events.fired) | at.located
+        assert self.plan.controller is not None
+        fresh = self.plan.controller.init(self.plan.error_exponent, step.t.dtype)
+        control = where(breaks, fresh, state.control)
+        state = state._replace(**ending._asdict(), control=control)
+        # How far a step goes that was cut at a root does not follow from the stop.
+        landed = jnp.where(at.located, -1, record.landed)
+        return state, record._replace(landed=landed, events=at.happenings)
 
     def _rounded(self, dt: Array) -> Float[Array, ""]:
         """The planned step; of a stochastic solve only its leading digits.

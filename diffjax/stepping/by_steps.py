@@ -73,7 +73,14 @@ class ByStepsDriver:
         if tape_length is not None:
             keep = self.keep
             past = carry.memory.lasting if keep.states else None
-            tape = new_tape(tape_length, inputs, past, landings=keep.landings, states=keep.states)
+            tape = new_tape(
+                tape_length,
+                inputs,
+                past,
+                landings=keep.landings,
+                states=keep.states,
+                callbacks=self.stepper.callbacks,
+            )
         saved = self._initial_saves() if saving and inputs.saves is not None else None
         states = None if self.keep.every is None else self._no_states(carry, self.keep.every)
         loop = _BySteps(carry, carry.steps, zero, saved, tape, states, zero)
@@ -83,7 +90,7 @@ class ByStepsDriver:
         """Rows for the state at the start of every so-many-th step, and one for what comes after
         the last."""
         plan = self.stepper.plan
-        length = -(-(plan.fixed_steps or plan.max_steps) // every) + 1
+        length = -(-plan.rows // every) + 1
         like = carry.u, carry.memory.history
         return jtu.tree_map(lambda x: jnp.zeros((length, *x.shape), x.dtype), like)
 
@@ -156,6 +163,7 @@ class ByStepsDriver:
         def write(saving: _Saving) -> _Saving:
             due = self._due(carry, saving, record)
             row = self.saver.row(coefficients, record.step, saving.next_save)
+            row = self.saver.after_events(row, carry, saving.next_save)
             pairs = zip(saving.rows, row, strict=True)
             if self.many:
                 # Lanes that have nothing to save write nowhere.
@@ -198,7 +206,7 @@ def by_steps(
 ) -> Outcome:
     """One loop over steps, with or without a tape of them."""
     driver = ByStepsDriver(plan, inputs, settings, keep, many=many)
-    length = plan.fixed_steps or plan.max_steps
+    length = plan.rows
     loop = driver.start(driver.stepper.init(), length if keep.tape else None, saving=True)
     loop = loop if idle else driver.run(loop)
     return driver.finish(loop, driver.close(loop) if keep.tape else None)
@@ -251,6 +259,8 @@ def retape_segment(
         return tape
     # Should they not suffice, or end in another past, the derivative must not look like one.
     same = (loop.carry.t >= end.t) & _nearly(loop.carry.memory.history, end.memory.history)
+    if end.events is not None:
+        same &= loop.carry.events.log.n == end.events.log.n
     return tape._replace(dt=jnp.where(same, tape.dt, jnp.nan))
 
 
@@ -270,4 +280,4 @@ def _nearly(history: PyTree, other: PyTree) -> Bool[Array, ""]:
 
 
 def segment_length(plan: Plan, segments: int) -> int:
-    return -(-(plan.fixed_steps or plan.max_steps) // segments)
+    return -(-plan.attempts // segments)

@@ -14,22 +14,29 @@ from .trace import trace_field, trace_residual
 
 
 def trace_equation(
-    problem: Mapping[str, Any], layout: Layout, u: PyTree, p: Any, t: Array, direction: Any
+    problem: Mapping[str, Any],
+    layout: Layout,
+    u: PyTree,
+    p: Any,
+    t: Array,
+    direction: Any,
+    changing: tuple[int, ...] = (),
 ) -> Field:
     """The vector field of M u' = f with its mass matrix and Jacobian, where it has them, or that of
     F(u', u, p, t) = 0, whose start is not known here.
 
-    `problem` are the arguments of a problem by name, `p` the `Parts` of its parameters.
+    `problem` are the arguments of a problem by name, `p` the `Parts` of its parameters, of whose
+    leaves those that are `changing` come last among the arguments of each function.
     """
     sparsity = lay_out_sparsity(problem, layout, u, p.value, t)
     if "F" in problem:
-        jaxpr, args = trace_residual(problem["F"], layout, u, p, t, direction)
+        jaxpr, args = trace_residual(problem["F"], layout, u, p, t, direction, changing)
         slope = jtu.tree_map(jnp.zeros_like, layout.ravel(u))
         return Field(jaxpr, args, slope=slope, sparsity=sparsity)
-    jaxpr, args = trace_field(problem["f"], layout, u, p, t, direction)
+    jaxpr, args = trace_field(problem["f"], layout, u, p, t, direction, changing)
     mass, jac = problem.get("mass_matrix"), problem.get("jac")
     laid_out = None if mass is None else lay_out_mass(mass, layout, sparsity)
     traced = (None, None)
     if jac is not None:
-        traced = trace_jacobian(jac, layout, u, p, t, direction)
+        traced = trace_jacobian(jac, layout, u, p, t, direction, changing)
     return Field(jaxpr, args, laid_out, *traced, sparsity=sparsity)

@@ -20,6 +20,7 @@ class FixedState(NamedTuple):
     u: State
     memory: Memory
     iterations: Iterations | None
+    events: None = None
 
     @property
     def steps(self) -> Int[Array, ""]:

@@ -114,6 +114,7 @@ def trace_jacobian(
     p: Any,
     t: Array,
     direction: Any,
+    changing: tuple[int, ...] = (),
 ) -> tuple[Any, tuple[Array, ...]]:
     """The user's Jacobian on laid-out states, as `(jac_jaxpr, jac_args)` for `Field`.
 
@@ -128,7 +129,7 @@ def trace_jacobian(
         return lay_out_matrix(given, layout) * jnp.asarray(direction).astype(layout.time_dtype)
 
     closed = jax.make_jaxpr(matrix)(leaves, t, *jtu.tree_leaves(layout.ravel(u)))
-    return hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)))
+    return hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)), changing)
 
 
 def _checked(jacobian: Any, layout: Layout) -> Array:

@@ -15,12 +15,14 @@ from jaxtyping import Array, Float, Int, PyTree
 from ..algorithms.base import Memory, State
 from .adaptive import AdaptiveStepper
 from .fixed import FixedStepper
+from .fixed_events import FixedEventStepper
 from .lanes import any_lane
 from .plan import Inputs, Plan, Settings
 from .stepper import Stepper
 from .tape import Snapshots, Tape
 from .trees import where
 from .varying import vary_alike
+from .watch import EventLog
 
 Loop = TypeVar("Loop", bound=Any)
 
@@ -51,6 +53,7 @@ class Outcome(NamedTuple):
     - `saved`: how many save times were reached.
     - `memory`: the lasting part of what the algorithm remembers at the end.
     - `states`: rows of states, and of the history beside them, if asked for.
+    - `log`: the events; None for a solve without.
     - `work`: what was done beside steps that all cost the same, by name of the statistic.
     """
 
@@ -67,6 +70,7 @@ class Outcome(NamedTuple):
     memory: Memory | None = None
     states: tuple[PyTree, PyTree] | None = None
     work: dict[str, Array] | None = None
+    log: EventLog | None = None
 
 
 def make_stepper(
@@ -74,7 +78,9 @@ def make_stepper(
 ) -> Stepper[Any]:
     """The stepper of a plan; `limit` is the time that adaptive steps do not pass."""
     if plan.controller is None:
-        return FixedStepper(plan, inputs)
+        return (
+            FixedStepper(plan, inputs) if plan.events is None else FixedEventStepper(plan, inputs)
+        )
     return AdaptiveStepper(plan, inputs, settings, limit)
 
 
@@ -152,6 +158,7 @@ def outcome_of(
         saved=saved,
         memory=carry.memory.lasting,
         work=_counted(stepper, carry),
+        log=None if carry.events is None else carry.events.log,
     )
     # So that all drivers give back the same types inside `shard_map`, of constant counts too.
     return vary_alike(outcome)

@@ -15,10 +15,14 @@ from jaxtyping import Array, Float, PyTree
 
 from ..algorithms.base import Algorithm, Field, Memory, State, evaluate
 from ..algorithms.field import Diffusion
+from ..events.events import EventArgs, Events
 from ..linear.sparsity import Sparsity
 from ..noise.base import NoiseProcess
 from .controllers import Controller
 from .lanes import is_small
+
+# Attempts that finding an event takes at most.
+_SEARCH = 32
 
 
 class Inputs(NamedTuple):
@@ -27,7 +31,8 @@ class Inputs(NamedTuple):
     `args` are the vector field's closed-over arrays and parameters, `save_args` those of
     `save_fn`; `saves` the times at which to save and `stops` those to step on, both sorted; `mass`,
     `jac_args` and `slope` those of `Field`; `diffusion` the arguments of g, `noise` what W is;
-    `past` what a solve that goes on remembers, None for one that begins.
+    `past` what a solve that goes on remembers, None for one that begins; `events` what the
+    callbacks close over.
     """
 
     u0: State
@@ -43,6 +48,7 @@ class Inputs(NamedTuple):
     diffusion: tuple[Array, ...] | None = None
     noise: NoiseProcess | None = None
     past: Memory | None = None
+    events: EventArgs | None = None
 
 
 class Settings(NamedTuple):
@@ -64,6 +70,7 @@ class Plan:
     - `jac_jaxpr`: the user's Jacobian, or None; `sparsity` as in `Field`.
     - `diffusion_jaxpr`: g, or None; `noise_kind` and `interpretation` as in
         `Diffusion`.
+    - `events`: the callbacks, or None.
     - `controller`: None for fixed steps, whose number is `fixed_steps`.
     - `grid`: fixed steps on these times; None for equal ones.
     - `fixed_dt`: the size of fixed steps whose last one is cut short to end at t1; None for
@@ -91,6 +98,7 @@ class Plan:
     diffusion_jaxpr: Any = None
     noise_kind: str | None = None
     interpretation: str | None = None
+    events: Events | None = None
 
     def field(self, inputs: Inputs) -> Field:
         return Field(
@@ -129,8 +137,33 @@ class Plan:
     @property
     def small(self) -> bool:
         """Whether one trajectory is best compiled as one native function."""
-        traced = (self.field_jaxpr, self.save_jaxpr, self.jac_jaxpr, self.diffusion_jaxpr)
+        traced = [self.field_jaxpr, self.save_jaxpr, self.jac_jaxpr, self.diffusion_jaxpr]
+        if self.events is not None:
+            traced += self.events.jaxprs
         return all(is_small(jaxpr) for jaxpr in traced if jaxpr is not None)
+
+    @property
+    def locates(self) -> bool:
+        """Whether there are events whose times have a derivative."""
+        located = self.events is not None and bool(self.events.continuous)
+        return located and self.diffusion_jaxpr is None
+
+    @property
+    def rows(self) -> int:
+        """The most steps that may be accepted."""
+        if self.fixed_steps is None:
+            return self.max_steps
+        if self.events is None or not self.events.continuous:
+            return self.fixed_steps
+        # An event cuts a fixed step in two, and what looked like one may do so too.
+        return self.fixed_steps + 2 * self.events.most + 2
+
+    @property
+    def attempts(self) -> int:
+        """The most steps that may be attempted."""
+        if self.fixed_steps is None:
+            return self.max_steps
+        return self.fixed_steps + _SEARCH * (self.rows - self.fixed_steps)
 
     @property
     def error_exponent(self) -> float:
@@ -165,3 +198,18 @@ def scaled_mean_square(
 def scaled_norm(rtol: PyTree, atol: PyTree, v: State, u0: State, u1: State) -> Float[Array, ""]:
     """Root mean square of v over the tolerances."""
     return jnp.sqrt(scaled_mean_square(rtol, atol, v, u0, u1))
+
+
+def with_parameters(inputs: Inputs, parameters: tuple[Array, ...]) -> Inputs:
+    """The inputs with other values of the parameters that events change, which come last among
+    the arguments of each function."""
+
+    def replaced(args: tuple[Array, ...] | None) -> tuple[Array, ...] | None:
+        if args is None or not parameters:
+            return args
+        return (*args[: -len(parameters)], *parameters)
+
+    args = replaced(inputs.args)
+    assert args is not None
+    others = {name: replaced(getattr(inputs, name)) for name in ("jac_args", "diffusion")}
+    return inputs._replace(args=args, **others)

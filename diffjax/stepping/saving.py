@@ -18,6 +18,7 @@ from .plan import Inputs, Plan, Settings
 from .stepper import Step, Stepper
 from .trees import chosen, nan_like
 from .varying import vary_alike
+from .watch import just_happened
 
 
 class Saver:
@@ -34,6 +35,13 @@ class Saver:
     def row(self, coefficients: PyTree, step: Step, ts: Array) -> list[Array]:
         u = self.plan.alg.interpolate(coefficients, (ts - step.t) / step.dt)
         return self.plan.observe(self.inputs.save_args, u, ts)
+
+    def after_events(self, row: list[Array], carry: Any, ts: Array) -> list[Array]:
+        """What is saved at `ts`, which of the time of an event is the state after it."""
+        if self.plan.events is None:
+            return row
+        moved = self.plan.observe(self.inputs.save_args, self.stepper.state(carry), ts)
+        return chosen(just_happened(carry.events, ts), moved, row)
 
     def initial_row(self) -> list[Array]:
         inputs = self.inputs
@@ -107,6 +115,7 @@ def by_saves(plan: Plan, inputs: Inputs, settings: Settings, *, idle: bool) -> O
         if loop.carry.memory.history is not None:
             # No extension through past values is made of a step that was not taken.
             row = chosen(loop.carry.steps > 0, row, saver.initial_row())
+        row = saver.after_events(row, loop.carry, ts)
         reached = stepper.time(loop.carry) >= ts
         row = [jnp.where(reached, x, nan_like(x)) for x in row]
         return loop._replace(saved=loop.saved + reached.astype(jnp.int32)), row

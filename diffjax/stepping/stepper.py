@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..algorithms.base import Algorithm, Memory, State, StepResult
+from ..events.transition import StepEvents
 from .plan import Inputs, Plan
 
 Carry = TypeVar("Carry")
@@ -30,12 +31,14 @@ class Step(NamedTuple):
 class Record(NamedTuple):
     """One attempted step, as savers and the tape see it.
 
-    `landed` is the index of the stop that the step was cut to end on, -1 if none.
+    `landed` is the index of the stop that the step was cut to end on, -1 if none. `events` are
+    those at its end; None for a solve without any.
     """
 
     step: Step
     accepted: bool | Bool[Array, ""]
     landed: Int[Array, ""]
+    events: StepEvents | None = None
 
 
 class Counts(NamedTuple):
@@ -65,13 +68,18 @@ class Iterations(NamedTuple):
 
 
 class Stepper(Generic[Carry]):
-    """Base class. A carry is a named tuple with fields `u`, `memory` and `iterations`, and a
-    property `steps`, the number of accepted ones."""
+    """Base class. A carry is a named tuple with fields `u`, `memory`, `iterations` and `events`,
+    and a property `steps`, the number of accepted ones."""
 
     def __init__(self, plan: Plan, inputs: Inputs) -> None:
         self.plan, self.inputs = plan, inputs
         self.alg = plan.alg
         self.field = plan.field(inputs)
+
+    @property
+    def callbacks(self) -> int | None:
+        """How many callbacks there are; None for a solve without events."""
+        return None if self.plan.events is None else self.plan.events.count
 
     def phases(self) -> list["Stepper[Carry]"]:
         """A stepper for each kind of step, if there are several."""

@@ -11,6 +11,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..algorithms.base import Memory
+from ..events.transition import StepEvents
 from .plan import Inputs
 from .stepper import Record, Stepper
 
@@ -26,7 +27,8 @@ class Tape(NamedTuple):
     Row k is the step that starts at `t[k]` in state `u[k]`; one row more is the end of the last.
     `u` is None on a tape of times alone. `landed` is the stop a step was cut to end on, -1 if none;
     it is kept only for a derivative with respect to times. `past` is the lasting memory that a step
-    was taken with; of most methods it has no leaves.
+    was taken with; of most methods it has no leaves. `events` are those at the end of a
+    step; None for a solve without any.
     """
 
     t: Float[Array, " rows+1"]
@@ -35,6 +37,7 @@ class Tape(NamedTuple):
     past: Memory | None
     landed: Int[Array, " rows+1"] | None
     used: Int[Array, ""]
+    events: StepEvents | None = None
 
     def write(self, number: Array, record: Record) -> "Tape":
         """Row `number`; a rejected step's row is overwritten by the next attempt's."""
@@ -45,6 +48,7 @@ class Tape(NamedTuple):
             u=self._with_state(step.u, number),
             past=self._with_past(step.past, number),
             landed=None if self.landed is None else put(self.landed, record.landed, number),
+            events=jtu.tree_map(lambda x, row: put(x, row, number), self.events, record.events),
         )
 
     def close(self, used: Array, stepper: Stepper[Any], carry: Any) -> "Tape":
@@ -68,8 +72,15 @@ class Tape(NamedTuple):
 
 
 def new_tape(
-    length: int, inputs: Inputs, past: Memory | None, *, landings: bool, states: bool
+    length: int,
+    inputs: Inputs,
+    past: Memory | None,
+    *,
+    landings: bool,
+    states: bool,
+    callbacks: int | None,
 ) -> Tape:
+    """Rows for so many steps, at whose ends that many callbacks may act; None without any."""
     dtype = inputs.t0.dtype
 
     def rows(like: PyTree) -> PyTree:
@@ -82,6 +93,13 @@ def new_tape(
         past=rows(past),
         landed=jnp.full(length + 1, -1, jnp.int32) if landings else None,
         used=jnp.zeros((), jnp.int32),
+        events=None
+        if callbacks is None
+        else StepEvents(
+            fired=jnp.zeros((length + 1, callbacks), bool),
+            number=jnp.zeros(length + 1, jnp.int32),
+            beyond=jnp.zeros(length + 1, dtype),
+        ),
     )
 
 

@@ -17,12 +17,18 @@ from .layout import Layout
 
 
 def trace_field(
-    f: Callable[[Any, Any, Any], Any], layout: Layout, u: PyTree, p: Any, t: Array, direction: Any
+    f: Callable[[Any, Any, Any], Any],
+    layout: Layout,
+    u: PyTree,
+    p: Any,
+    t: Array,
+    direction: Any,
+    changing: tuple[int, ...] = (),
 ) -> tuple[Any, tuple[Array, ...]]:
     """The vector field on laid-out states, as `(jaxpr, args)` for `Field`.
 
     `p` are the problem's `Parts`; `direction` is 1.0, or -1.0 (possibly traced) where time is
-    turned round.
+    turned round. The leaves of p that are `changing` during the solve are the last of the args.
 
     **Raises:** `TypeError` or `ValueError` if `f` does not return what `u` is.
     """
@@ -39,7 +45,7 @@ def trace_field(
         return jtu.tree_map(lambda x: x * jnp.asarray(direction).astype(x.dtype), out)
 
     closed = jax.make_jaxpr(derivative)(leaves, t, *jtu.tree_leaves(layout.ravel(u)))
-    return hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)))
+    return hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)), changing)
 
 
 def trace_residual(
@@ -49,6 +55,7 @@ def trace_residual(
     p: Any,
     t: Array,
     direction: Any,
+    changing: tuple[int, ...] = (),
 ) -> tuple[Any, tuple[Array, ...]]:
     """F(du, u, p, t) on laid-out derivatives and states; the arguments are those of `trace_field`.
 
@@ -65,7 +72,7 @@ def trace_residual(
         return layout.ravel(checked(F(du, u, value, t * direction), u, "F"))
 
     closed = jax.make_jaxpr(residual)(leaves, t, *raveled, *raveled)
-    return hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)))
+    return hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)), changing)
 
 
 def trace_diffusion(
@@ -77,6 +84,7 @@ def trace_diffusion(
     direction: Any,
     kind: str,
     noise_dim: int | None,
+    changing: tuple[int, ...] = (),
 ) -> tuple[Any, tuple[Array, ...], int]:
     """The diffusion on laid-out states and how many noises it has: `(jaxpr, args, dim)`.
 
@@ -104,7 +112,7 @@ def trace_diffusion(
         raise ValueError(
             "noise='additive' says that g does not depend on u, but it does; try noise='diagonal'."
         )
-    jaxpr, args = hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)))
+    jaxpr, args = hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)), changing)
     return jaxpr, args, dim
 
 
@@ -126,16 +134,21 @@ _HOIST_GROWTH = 2
 _HOIST_SIZE = 1024
 
 
-def hoist(jaxpr: Any, args: tuple[Array, ...]) -> tuple[Any, tuple[Array, ...]]:
+def hoist(
+    jaxpr: Any, args: tuple[Array, ...], changing: tuple[int, ...] = ()
+) -> tuple[Any, tuple[Array, ...]]:
     """Compute ahead what a vector field computes from its parameters alone.
 
     Unpacking `a, b = p`, or a transformation of the parameters, would be done again in every stage
     of every step, and its transpose too, which for an unpacked vector is a pad and a sum. Here it
-    is done once before the solve; its results take the place of the parameters.
+    is done once before the solve; its results take the place of the parameters. Those that are
+    `changing` during the solve stay what they are, after the others.
     """
-    n_leaves = len(args) - len(jaxpr.constvars)
+    n_consts = len(jaxpr.constvars)
+    n_leaves = len(args) - n_consts
     parameters = [*jaxpr.constvars, *jaxpr.invars[:n_leaves]]
-    known = set(parameters)
+    late = [parameters[n_consts + i] for i in changing]
+    known = set(parameters) - set(late)
 
     def is_known(v: Any) -> bool:
         return isinstance(v, jex.Literal) or v in known
@@ -159,9 +172,10 @@ def hoist(jaxpr: Any, args: tuple[Array, ...]) -> tuple[Any, tuple[Array, ...]]:
         constvars=[], invars=parameters, outvars=passed, eqns=ahead, debug_info=names
     )
     field = jaxpr.replace(
-        constvars=[], invars=[*passed, *jaxpr.invars[n_leaves:]], eqns=rest, debug_info=names
+        constvars=[], invars=[*passed, *late, *jaxpr.invars[n_leaves:]], eqns=rest, debug_info=names
     )
-    return field, tuple(jex.jaxpr_as_fun(jex.ClosedJaxpr(before, ()))(*args))
+    computed = jex.jaxpr_as_fun(jex.ClosedJaxpr(before, ()))(*args)
+    return field, (*computed, *(args[n_consts + i] for i in changing))
 
 
 def checked(du: PyTree, u: PyTree, name: str = "f") -> PyTree:

@@ -1,10 +1,15 @@
 """Pytrees of arrays: choosing between two, and replacing some of several."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
+import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
+
+T = TypeVar("T")
 
 
 def where(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
@@ -34,3 +39,22 @@ def replaced(values: Sequence[Array], where: Sequence[int], new: Sequence[Array]
     for i, value in zip(where, new, strict=True):
         full[i] = value
     return full
+
+
+def when(condition: Array, function: Callable[[T], T], x: T) -> T:
+    """`function(x)` if the condition holds, `x` if not.
+
+    A loop of one turn at most: XLA's emitter of whole functions takes no branches. A barrier keeps
+    XLA from moving what the loop does, all of which is the same in every turn, out of it.
+    """
+    leaves, structure = jtu.tree_flatten(x)
+    closed = jax.make_jaxpr(
+        lambda *xs: jtu.tree_leaves(function(jtu.tree_unflatten(structure, xs)))
+    )(*leaves)
+
+    def turn(state: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
+        flag, leaves, consts = jax.lax.optimization_barrier((*state, closed.consts))
+        return ~flag, jex.jaxpr_as_fun(jex.ClosedJaxpr(closed.jaxpr, consts))(*leaves)
+
+    out = jax.lax.while_loop(lambda state: state[0], turn, (condition, leaves))[1]
+    return jtu.tree_unflatten(structure, out)

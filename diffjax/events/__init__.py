@@ -1,0 +1,1 @@
+"""Events: what happens between the steps of a solve, and when."""

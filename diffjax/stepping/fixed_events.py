@@ -1,0 +1,132 @@
+"""Fixed steps with events: those on the grid, and the parts that an event cuts one into."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Bool, Float, Int
+
+from ..algorithms.base import Memory, State
+from ..events.transition import Crossing
+from .fixed import fixed_time
+from .plan import Inputs, Plan
+from .status import ReturnCode
+from .stepper import Counts, Iterations, Record, Step, Stepper
+from .trees import where
+from .watch import Ending, EventState, Watch
+
+
+class FixedEventState(NamedTuple):
+    """What the loop carries.
+
+    - `t`: the time, which between two points of the grid is that of an event; `done`: how many
+        points of the grid were passed.
+    - `taken`: how many steps were accepted, `again` how many were taken again.
+    """
+
+    t: Float[Array, ""]
+    done: Int[Array, ""]
+    taken: Int[Array, ""]
+    again: Int[Array, ""]
+    u: State
+    memory: Memory
+    iterations: Iterations | None
+    events: EventState
+
+    @property
+    def steps(self) -> Int[Array, ""]:
+        """How many steps were accepted."""
+        return self.taken
+
+
+class FixedEventStepper(Stepper[FixedEventState]):
+    """Takes steps up to the next point of a grid, or to an event before it."""
+
+    def __init__(self, plan: Plan, inputs: Inputs) -> None:
+        super().__init__(plan, inputs)
+        self.watch = Watch(plan, inputs)
+
+    def init(self) -> FixedEventState:
+        inputs = self.inputs
+        zero, memory = jnp.zeros((), jnp.int32), self.plan.first_memory(inputs)
+        return FixedEventState(
+            t=inputs.t0,
+            done=zero,
+            taken=zero,
+            again=zero,
+            u=inputs.u0,
+            memory=memory,
+            iterations=self.no_iterations(),
+            events=self.watch.start(inputs.t0, inputs.u0, memory),
+        )
+
+    def active(self, c: FixedEventState) -> Bool[Array, ""]:
+        steps = self.plan.fixed_steps
+        assert steps is not None
+        enough = (c.taken < self.plan.rows) & (c.taken + c.again < self.plan.attempts)
+        return (c.done < steps) & enough & (c.events.code == ReturnCode.success)
+
+    def time(self, c: FixedEventState) -> Float[Array, ""]:
+        return c.t
+
+    def state(self, c: FixedEventState) -> State:
+        return c.u
+
+    def attempt(self, c: FixedEventState, *, masked: bool) -> tuple[FixedEventState, Record]:
+        """One step, accepted unless it must be taken again up to an event."""
+        grid = fixed_time(self.plan, self.inputs, c.done + 1)
+        dt, on_grid = self.watch.planned(c.events, grid - c.t, jnp.asarray(True))
+        result = self.alg.step(self.field.during(c.taken), c.t, dt, c.u, c.memory, None)
+        active = self.active(c) if masked else jnp.asarray(True)
+        sighting = self.watch.look(c.events, c.t, dt, c.u, result, active, active)
+        accepted = active if sighting is None else active & ~sighting.pending
+        on_grid |= c.t + dt >= grid
+        if sighting is not None:
+            on_grid |= self.watch.meets(sighting, c.t, dt, grid)
+        end = jnp.where(on_grid, grid, c.t + dt)
+        u, iterations = result.u, c.iterations
+        if iterations is not None:
+            # There is no smaller step to try, and what did not converge is no solution.
+            u = jtu.tree_map(lambda x: jnp.where(result.ok, x, jnp.nan), u)
+            iterations = iterations.after(result, ~iterations.failed & active)
+        owners = self.watch.args.owners
+        due = None if owners is None else owners[c.done + 1] & on_grid
+        at = Crossing(c.t, c.u, c.memory.lasting, dt, end, c.taken, pinned=on_grid)
+        result = result._replace(u=u)
+        before = Ending(
+            jnp.where(accepted, end, c.t),
+            where(accepted, u, c.u),
+            where(accepted, result.memory, c.memory),
+            c.events,
+        )
+        ending, at = self.watch.settle(before, at, result, sighting, accepted, due)
+        step = accepted.astype(jnp.int32)
+        state = FixedEventState(
+            **ending._asdict(),
+            done=c.done + step * on_grid.astype(jnp.int32),
+            taken=c.taken + step,
+            again=c.again + (active & ~accepted).astype(jnp.int32),
+            iterations=iterations,
+        )
+        self.report_progress(c, state)
+        past = c.memory.lasting
+        landed = jnp.where(on_grid & ~at.located, c.done + 1, -1)
+        record = Record(Step(c.t, dt, c.u, past, result.stages), accepted, landed, at.happenings)
+        return state, record
+
+    def counts(self, c: FixedEventState) -> Counts:
+        return Counts(c.taken, c.again)
+
+    def final(self, c: FixedEventState) -> None:
+        return None
+
+    def status(self, c: FixedEventState) -> Int[Array, ""]:
+        """The return code, judged at the end."""
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(c.u)]))
+        failed = ReturnCode.unstable
+        if c.iterations is not None:
+            failed = jnp.where(c.iterations.failed, ReturnCode.newton_failed, failed)
+        done = c.done >= (self.plan.fixed_steps or 0)
+        ended = jnp.where(done, ReturnCode.success, ReturnCode.max_steps)
+        ended = jnp.where(c.events.code == ReturnCode.success, ended, c.events.code)
+        return jnp.where(finite, ended, failed).astype(jnp.int32)

@@ -1,0 +1,240 @@
+"""Tracing callbacks: from what the user gives to the events of a plan."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Bool, PyTree
+
+from ..events.callbacks import Callback, ContinuousCallback, DiscreteCallback, ScheduledCallback
+from ..events.events import EventArgs, Events
+from ..problems.parts import Parts
+from .layout import Layout
+from .trace import checked, hoist
+from .trees import replaced
+
+
+class EventTracer:
+    """Traces the functions of callbacks on laid-out states.
+
+    The arguments are those of `trace_field`.
+    """
+
+    def __init__(
+        self,
+        callbacks: Sequence[Callback],
+        layout: Layout,
+        u: PyTree,
+        p: Parts,
+        t: Array,
+        direction: Any,
+    ) -> None:
+        self.callbacks, self.layout, self.t, self.direction = callbacks, layout, t, direction
+        self.state = layout.ravel(u)
+        self.leaves, self.structure = jtu.tree_flatten(p)
+        self.leaves = [jnp.asarray(x) for x in self.leaves]
+        self.located = [c for c in callbacks if isinstance(c, ContinuousCallback)]
+        self.tested = [c for c in callbacks if isinstance(c, DiscreteCallback)]
+        self.changing = self._changing()
+
+    def _user(self, t: Array, u: Sequence[Array]) -> tuple[PyTree, Array]:
+        """A laid-out state and its time as the user knows them."""
+        state = self.layout.unravel(u[0] if len(u) == 1 else tuple(u))
+        return state, t * self.direction
+
+    def _parameters(self, leaves: Sequence[Array]) -> Any:
+        return jtu.tree_unflatten(self.structure, leaves).value
+
+    def _with(self, parameters: Sequence[Array]) -> list[Array]:
+        """All leaves of p, with those that change as they are now."""
+        return replaced(self.leaves, self.changing, parameters)
+
+    def _acted(
+        self, callback: Callback, number: Array, t: Array, u: PyTree, leaves: Sequence[Array]
+    ) -> tuple[PyTree, list[Array]]:
+        """The user's state and the leaves of p after one affect."""
+        assert callback.affect is not None
+        given = (u, self._parameters(leaves), t)
+        out = (
+            callback.affect.value(*given, number)
+            if callback.numbered
+            else callback.affect.value(*given)
+        )
+        name = f"the affect of {callback.name}"
+        if not callback.changes_p:
+            return checked(out, u, name), list(leaves)
+        if not isinstance(out, tuple) or len(out) != 2:
+            raise TypeError(
+                f"{name} must return (u, p), since it was given changes_p=True: got "
+                f"{type(out).__name__}."
+            )
+        return checked(out[0], u, name), self._checked_parameters(out[1], name)
+
+    def _checked_parameters(self, p: Any, name: str) -> list[Array]:
+        new, structure = jtu.tree_flatten(Parts(p))
+        if structure != self.structure:
+            raise TypeError(
+                f"{name} must return parameters like p: got the structure {structure}, wanted "
+                f"{self.structure}."
+            )
+        out = []
+        for old, x in zip(self.leaves, map(jnp.asarray, new), strict=True):
+            if x.shape != old.shape or not jnp.can_cast(x.dtype, old.dtype, casting="same_kind"):
+                raise ValueError(
+                    f"{name} must return parameters of the shapes and dtypes of p: got "
+                    f"{x.dtype}{list(x.shape)}, wanted {old.dtype}{list(old.shape)}."
+                )
+            out.append(x.astype(old.dtype))
+        return out
+
+    def _changing(self) -> tuple[int, ...]:
+        """Which leaves of p some affect changes."""
+        changed: set[int] = set()
+        for callback in self.callbacks:
+            if not callback.changes_p:
+                continue
+
+            def act(
+                leaves: list[Array], t: Array, *u: Array, callback: Callback = callback
+            ) -> list[Array]:
+                state, t = self._user(t, u)
+                return self._acted(callback, jnp.zeros((), jnp.int32), t, state, leaves)[1]
+
+            jaxpr = jax.make_jaxpr(act)(self.leaves, self.t, *jtu.tree_leaves(self.state)).jaxpr
+            pairs = zip(jaxpr.invars, jaxpr.outvars, strict=False)
+            changed |= {i for i, (before, after) in enumerate(pairs) if before is not after}
+        return tuple(sorted(changed))
+
+    def _traced(self, function: Any, *before: Array) -> tuple[Any, tuple[Array, ...]]:
+        """A function of the changing parameters, of what comes `before`, of t and u."""
+        given = [self.leaves[i] for i in self.changing]
+        count = len(given)
+
+        def flat(*args: Array) -> Any:
+            parameters, rest = args[:count], args[count:]
+            t, u = rest[len(before)], rest[len(before) + 1 :]
+            return function(parameters, *rest[: len(before)], t, u)
+
+        closed = jax.make_jaxpr(flat)(*given, *before, self.t, *jtu.tree_leaves(self.state))
+        return hoist(closed.jaxpr, tuple(closed.consts))
+
+    def conditions(
+        self, callbacks: Sequence[ContinuousCallback] | Sequence[DiscreteCallback], dtype: Any
+    ) -> tuple[Any, tuple[Array, ...]]:
+        """The conditions of some callbacks in one array."""
+        if not callbacks:
+            return None, ()
+
+        def values(parameters: Sequence[Array], t: Array, u: Sequence[Array]) -> Array:
+            state, time = self._user(t, u)
+            p = self._parameters(self._with(parameters))
+            return jnp.stack(
+                [_scalar(c, c.condition.value(state, p, time), dtype) for c in callbacks]
+            )
+
+        return self._traced(values)
+
+    def affects(self) -> tuple[Any, tuple[Array, ...]]:
+        """All affects in turn, each where its callback has fired."""
+        if all(callback.affect is None for callback in self.callbacks):
+            return None, ()
+
+        def act(
+            parameters: Sequence[Array], fired: Array, number: Array, t: Array, u: Sequence[Array]
+        ) -> list[Array]:
+            state, time = self._user(t, u)
+            leaves = self._with(parameters)
+            for i, callback in enumerate(self.callbacks):
+                if callback.affect is None:
+                    continue
+                new = self._acted(callback, number, time, state, leaves)
+                state, leaves = jtu.tree_map(
+                    lambda x, y, i=i: jnp.where(fired[i], x, y), new, (state, leaves)
+                )
+            after = jtu.tree_leaves(self.layout.ravel(state))
+            return [*after, *(leaves[i] for i in self.changing)]
+
+        fired = jnp.zeros(len(self.callbacks), bool)
+        return self._traced(act, fired, jnp.zeros((), jnp.int32))
+
+    def events(self, most: int) -> tuple[Events, EventArgs]:
+        """The events of a plan and what they close over."""
+        kinds = [
+            tuple(i for i, c in enumerate(self.callbacks) if isinstance(c, kind))
+            for kind in (ContinuousCallback, DiscreteCallback, ScheduledCallback)
+        ]
+        continuous, discrete, scheduled = kinds
+        condition_jaxpr, condition_args = self.conditions(self.located, self.t.dtype)
+        test_jaxpr, test_args = self.conditions(self.tested, jnp.bool_)
+        affect_jaxpr, affect_args = self.affects()
+        events = Events(
+            condition_jaxpr=condition_jaxpr,
+            test_jaxpr=test_jaxpr,
+            affect_jaxpr=affect_jaxpr,
+            continuous=continuous,
+            discrete=discrete,
+            scheduled=scheduled,
+            directions=tuple(c.direction for c in self.located),
+            acts=tuple(c.affect is not None for c in self.callbacks),
+            terminates=tuple(c.terminate for c in self.callbacks),
+            logged=tuple(c.logged for c in self.callbacks),
+            samples=max((c.samples for c in self.located), default=0),
+            save=any(c.save for c in self.located),
+            changing=len(self.changing),
+            most=most,
+        )
+        return events, EventArgs(condition_args, test_args, affect_args)
+
+
+def _scalar(callback: Callback, value: Any, dtype: Any) -> Array:
+    """The value of a condition, or a clear error."""
+    shape, given = jnp.shape(value), jnp.asarray(value).dtype
+    wants_bool = dtype == jnp.bool_
+    if shape != ():
+        raise ValueError(
+            f"the condition of {callback.name} must be a scalar, got shape {shape}; give a "
+            "callback for each component, or reduce it, for example by jnp.min."
+        )
+    is_bool = given == jnp.bool_
+    if wants_bool != is_bool or jnp.issubdtype(given, jnp.complexfloating):
+        wanted = "a boolean" if wants_bool else "a real number, which changes its sign at the event"
+        raise TypeError(f"the condition of {callback.name} must be {wanted}, got {given}.")
+    return jnp.asarray(value).astype(dtype)
+
+
+def scheduled_stops(callbacks: Sequence[Callback], times: Any, dtype: Any) -> list[Array]:
+    """The times of each scheduled callback, in the time of the solve."""
+    found = []
+    for callback in callbacks:
+        if isinstance(callback, ScheduledCallback):
+            given = jnp.asarray(callback.times_in(times.span), dtype)
+            turn = times.direction
+            found.append(given if isinstance(turn, float) and turn == 1.0 else given * turn)
+    return found
+
+
+def may_start(callbacks: Sequence[Callback], span: tuple[float, float] | None) -> bool:
+    """Whether something may be scheduled for the start of the span, which is None if traced."""
+    for callback in callbacks:
+        if isinstance(callback, ScheduledCallback):
+            times = callback.times_in(span)
+            if span is None or not isinstance(times, tuple) or span[0] in times:
+                return True
+    return False
+
+
+def owners_of(stops: Array, scheduled: Sequence[Array]) -> Bool[Array, "stops scheduled"]:
+    """Which of the stops belong to which scheduled callback."""
+    stops = jax.lax.stop_gradient(stops)
+    columns = [jnp.any(stops[:, None] == jax.lax.stop_gradient(x)[None], axis=1) for x in scheduled]
+    return jnp.stack(columns, axis=1)
+
+
+def in_span(scheduled: Sequence[Array], t0: Array, t1: Array) -> Array:
+    """All scheduled times after the start in order, each once; what is left over is the end."""
+    times = jnp.sort(jnp.concatenate(scheduled))
+    again = jnp.concatenate([jnp.zeros(1, bool), times[1:] == times[:-1]])
+    outside = (times <= t0) | (times > t1)
+    return jnp.sort(jnp.where(again | outside, t1, times))
