@@ -19,7 +19,7 @@ from .aggregators import Aggregator
 from .base import JumpAlgorithm
 
 # Arguments of `solve` that a jump process has no use for, with the values that mean nothing.
-_UNUSED: dict[str, Any] = {
+UNUSED: dict[str, Any] = {
     "dense": False,
     "estimates": False,
     "adaptive": True,
@@ -44,7 +44,7 @@ def check_jumps(prob: JumpProblem, alg: Any, given: dict[str, Any], key: Any) ->
         )
     if prob.aggregator is not None:
         check_type("aggregator", prob.aggregator, Aggregator, "dj.Direct()")
-    for name, neutral in _UNUSED.items():
+    for name, neutral in UNUSED.items():
         value = given[name]
         if is_array(value) or value != neutral:
             raise ValueError(
