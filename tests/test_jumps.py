@@ -282,7 +282,7 @@ PROB = birth_death()
         (PROB, {"key": None}, "needs key="),
         (PROB, {"alg": dj.Tsit5()}, "SSAStepper"),
         (PROB, {"tspan": (1.0, 0.0)}, "forwards"),
-        (PROB, {"dense": True}, "dense=True has no meaning"),
+        (PROB, {"dense": True}, "dense=True cannot be used"),
         (PROB, {"dt": 0.1}, "no meaning for SSAStepper"),
         (PROB, {"alg": dj.TauLeaping(), "dt": 0.1}, "cannot take a ConstantRateJump"),
         (single_pair(), {"alg": dj.TauLeaping()}, "give dt="),

@@ -27,6 +27,7 @@ UNUSED: dict[str, Any] = {
     "dtmin": None,
     "dtmax": None,
     "tstops": (),
+    "callback": None,
     "initialize": None,
     "adjoint": None,
     "path": None,
@@ -48,7 +49,7 @@ def check_jumps(prob: JumpProblem, alg: Any, given: dict[str, Any], key: Any) ->
         value = given[name]
         if is_array(value) or value != neutral:
             raise ValueError(
-                f"{name}={value!r} has no meaning for a pure jump process, whose state is "
+                f"{name}={value!r} cannot be used with a pure jump process, whose state is "
                 "constant between its jumps; leave it out."
             )
     if key is None:
