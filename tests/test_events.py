@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 import diffjax as dj
 from tests.derivatives import EVERY_ADJOINT, close
@@ -89,7 +90,8 @@ def test_bouncing_ball(adjoint: dj.Adjoint) -> None:
         assert int(events.n) == int(stats.nevents) == 1
         assert events.t.shape == events.which.shape == (64,)
         np.testing.assert_array_equal(events.which, [0] + [-1] * 63)
-        assert np.all(np.isnan(events.t[1:])) and np.all(np.isnan(events.after[1:]))
+        assert np.all(np.isnan(events.t[1:]))
+        assert np.all(np.isnan(events.after[1:]))
     for mode in modes:
         got, _ = jax.jit(mode(ours, has_aux=True))(BALL)
         close(got, jax.jacfwd(exact)(BALL), 1e-8, 1e-8)
@@ -166,11 +168,13 @@ def test_landing_ends_the_solve() -> None:
 
     q = jnp.asarray([9.81, 0.5, 50.0, 0.0])
     t, u, code, saved, n = ours(q)
-    assert code == dj.ReturnCode.terminated and n == 1
+    assert code == dj.ReturnCode.terminated
+    assert n == 1
     close(t, np.sqrt(100 / 9.81), 1e-14)
     assert abs(u[0]) < 3e-12
     close(u[1], 0.5 * np.sqrt(2 * 9.81 * 50), 1e-12)
-    assert np.all(np.isfinite(saved[:4])) and np.all(np.isnan(saved[4:]))
+    assert np.all(np.isfinite(saved[:4]))
+    assert np.all(np.isnan(saved[4:]))
     got = jax.jacrev(lambda q: ours(q)[0])(q)
     close(got, jax.grad(lambda q: landing(q)[0])(q), 1e-10)
 
@@ -246,7 +250,8 @@ def test_scheduled_and_discrete() -> None:
     close(got, jax.jacfwd(exact, argnums=(0, 1))(*given), 1e-8, 1e-9)
     large = dj.DiscreteCallback(lambda u, p, t: u > 10, lambda u, p, t: -u, terminate=True)
     sol = dj.solve(dj.ODEProblem(lambda u, p, t: u, 1.0, (0.0, 30.0)), dj.Tsit5(), callback=large)
-    assert sol.retcode == dj.ReturnCode.terminated and sol.events.n == 1
+    assert sol.retcode == dj.ReturnCode.terminated
+    assert sol.events.n == 1
     close((sol.events.t[0], -sol.u_end), (sol.t_end, np.exp(sol.t_end)), 1e-2)
 
 
@@ -263,7 +268,8 @@ def test_single_precision_pytree_in_backward_time() -> None:
     prob = dj.ODEProblem(field, state, (0.0, -1.0))
     sol = dj.solve(prob, dj.Tsit5(), callback=callback, rtol=1e-5, atol=1e-6)
     x, v = bounced(BALL)
-    assert sol.events.n == 1 and sol.u["x"].dtype == jnp.float32
+    assert sol.events.n == 1
+    assert sol.u["x"].dtype == jnp.float32
     close(sol.events.t[0], -landing(BALL)[0], 1e-6)
     close((sol.u["x"][-1], sol.u["v"][-1]), (x, -v), 1e-5)
 
@@ -283,20 +289,21 @@ def test_methods(name: str) -> None:
     """A decay that is turned around where it reaches a level, and its derivatives: u' = -p u."""
     alg, options, rtol = METHODS[name]
 
-    def ours(p: jax.Array, level: jax.Array) -> jax.Array:
+    def ours(p: jax.Array, level: jax.Array) -> tuple[jax.Array, jax.Array]:
         callback = dj.ContinuousCallback(lambda u, q, t: u[0] - level, lambda u, q, t: u + 1.0)
         prob = dj.ODEProblem(lambda u, p, t: -p * u, jnp.ones(1), (0.0, 1.0), p)
         sol = dj.solve(prob, alg, callback=callback, rtol=1e-8, atol=1e-8, **options)
-        return jnp.stack([sol.u[-1, 0], sol.events.t[0]])
+        both = jnp.stack([sol.u[-1, 0], sol.events.t[0]])
+        return both, both
 
     def exact(p: jax.Array, level: jax.Array) -> jax.Array:
         t = -jnp.log(level) / p
         return jnp.stack([(level + 1) * jnp.exp(-p * (1 - t)), t])
 
     given = (jnp.asarray(1.3), jnp.asarray(0.6))
-    wanted = (exact(*given), jax.jacfwd(exact, argnums=(0, 1))(*given))
-    both = lambda *args: (ours(*args), jax.jacrev(ours, argnums=(0, 1))(*args))  # noqa: E731
-    close(jax.jit(both)(*given), wanted, rtol, rtol)
+    jacobian, values = jax.jit(jax.jacrev(ours, argnums=(0, 1), has_aux=True))(*given)
+    close(values, exact(*given), rtol)
+    close(jacobian, jax.jacfwd(exact, argnums=(0, 1))(*given), rtol)
 
 
 def test_algebraic_equations() -> None:
@@ -316,3 +323,78 @@ def test_algebraic_equations() -> None:
 
     level = 0.6
     close(ours(jnp.asarray(level)), ((level + 1) / level / np.e, -1 / level**2 / np.e), 1e-6)
+
+
+@pytest.mark.parametrize("name", ["EM", "SOSRI"])
+def test_barrier_of_a_stochastic_equation(name: str) -> None:
+    """dX = mu dt + dW stops at b; what becomes of X is the path itself. The probability of that
+    before T is known, for a barrier moved by 0.5826 sqrt(dt) if it is looked for at the ends of
+    steps (Broadie, Glasserman and Kou, A continuity correction for discrete barrier options, Math.
+    Finance 7, 1997)."""
+    mu, b, dt, paths = 0.5, 1.0, 1 / 64, 8000
+    alg, options = {
+        "EM": (dj.EM(), {"dt": dt}),
+        "SOSRI": (dj.SOSRI(), {"rtol": 1e-2, "atol": 1e-2, "dtmax": dt}),
+    }[name]
+    prob = dj.SDEProblem(
+        lambda u, p, t: jnp.full_like(u, mu), lambda u, p, t: jnp.ones_like(u), 0.0, (0.0, 1.0)
+    )
+    stop = dj.ContinuousCallback(lambda u, p, t: u - b, terminate=True)
+
+    @jax.jit
+    @jax.vmap
+    def solve(key: jax.Array) -> Any:
+        sol = dj.solve(prob, alg, callback=stop, key=key, throw=False, **options)
+        w = jnp.reshape(sol.noise(sol.t_end[None]), ())
+        return sol.u_end, sol.u_end - mu * sol.t_end - w, sol._retcode
+
+    ends, off, codes = solve(jax.random.split(jax.random.key(0), paths))
+    close(off, np.zeros(paths), 0.0, 1e-12)
+    hit = np.asarray(codes) == dj.ReturnCode.terminated
+    assert np.all(ends[~hit] < b)
+    # A Brownian path moves so far in what the tree of its values resolves.
+    assert np.all((ends[hit] >= b) & (ends[hit] < b + 5e-3))
+
+    def exact(b: float) -> float:
+        return norm.cdf(mu - b) + np.exp(2 * mu * b) * norm.cdf(-b - mu)
+
+    error = np.std(hit) / np.sqrt(paths)
+    wanted = exact(b + 0.5826 * np.sqrt(dt))
+    assert abs(np.mean(hit) - wanted) < 3 * error < (exact(b) - wanted) / 2
+
+
+def test_errors() -> None:
+    prob = dj.ODEProblem(lambda u, p, t: -u, jnp.ones(2), (0.0, 1.0))
+    first = lambda u, p, t: u[0] - 0.5  # noqa: E731
+
+    def solve(callback: Any, **options: Any) -> None:
+        dj.solve(prob, dj.Tsit5(), callback=callback, **options)
+
+    for error, match, callback in (
+        (ValueError, "must be a scalar, got shape", dj.ContinuousCallback(lambda u, p, t: u)),
+        (TypeError, "must be a real number", dj.ContinuousCallback(lambda u, p, t: u[0] > 0)),
+        (TypeError, "must be a boolean", dj.DiscreteCallback(first)),
+        (
+            ValueError,
+            "the affect of ContinuousCallback",
+            dj.ContinuousCallback(first, lambda u, p, t: u[0]),
+        ),
+        (
+            TypeError,
+            "the affect of DiscreteCallback",
+            dj.DiscreteCallback(lambda u, p, t: u[0] < 0.5, lambda u, p, t: jax.lax.complex(u, u)),
+        ),
+        (TypeError, "callback", first),
+    ):
+        with pytest.raises(error, match=match):
+            solve(callback)
+    with pytest.raises(ValueError, match="cannot differentiate a solve with callbacks"):
+        solve(dj.ContinuousCallback(first), adjoint=dj.BacksolveAdjoint())
+    with pytest.raises(ValueError, match="max_events must be a positive integer"):
+        solve(dj.ContinuousCallback(first), max_events=0)
+    with pytest.raises(ValueError, match="direction must be"):
+        dj.ContinuousCallback(first, direction=2)
+    with pytest.raises(ValueError, match="period must be a positive"):
+        dj.PeriodicCallback(-1.0)
+    with pytest.raises(ValueError, match="needs a tspan of Python numbers"):
+        jax.jit(lambda t: dj.solve(prob, tspan=(0.0, t), callback=dj.PeriodicCallback(0.1)))(1.0)
