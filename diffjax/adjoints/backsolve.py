@@ -1,18 +1,20 @@
 """The solve and its adjoint equation integrated backwards together: no memory of the steps."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ..algorithms.base import Algorithm, State, evaluate
+from ..algorithms.base import Algorithm, evaluate
 from ..stepping.outcome import Keep, Outcome
 from ..stepping.plan import Inputs, Plan, Settings
-from .continuous import Backward, ContinuousAdjoint, Recorded, Sweep, everywhere, recorded
+from .backsolve_backward import Backsolve, Options
+from .backsolve_stochastic import StochasticBacksolve
+from .by_lane import SolveTangent
+from .continuous import ContinuousAdjoint, Recorded, recorded
 
 
 class BacksolveAdjoint(ContinuousAdjoint):
@@ -29,21 +31,34 @@ class BacksolveAdjoint(ContinuousAdjoint):
     together keep it in check; otherwise take `dj.InterpolatingAdjoint`, `dj.GaussAdjoint` or
     `dj.DiscreteAdjoint`, with `checkpoints` to bound their memory.
 
+    A stochastic problem is run back along its own path, with adaptive or the same fixed steps. One
+    of Ito gets the drift that it has in Stratonovich's sense; for that, diagonal noise in which an
+    element of g depends on other elements of the state costs a derivative of g for each element.
+    The way back is of strong order 1 if the noises commute, else 1/2, and its gradient converges
+    to that of the solve as their steps shrink.
+
     **Arguments:**
 
-    - `alg`: the algorithm of the way back; that of the solve by default.
+    - `alg`: the algorithm of the way back; that of the solve by default. Of a stochastic problem an
+        explicit Runge-Kutta method, by default `dj.BS3()`, for the equation with the line between
+        both ends of a step in place of its path.
     - `rtol`, `atol`: tolerances of the way back, numbers; those of the solve by default. Cotangents
         count in units of the largest, whatever the units of the loss.
 
-    **Raises:** `ValueError` for tolerances that are not positive, or if steps are adaptive and
-    `alg` has no error estimate.
+    **Raises:** `ValueError` for tolerances that are not positive, if steps are adaptive and `alg`
+    has no error estimate, or if it is not explicit where that is wanted; for a stochastic problem
+    also for derivatives by times or by the noise.
 
     Source: Chen, Rubanova, Bettencourt, Duvenaud, Neural ordinary differential equations, NeurIPS
-    2018, appendix B; on its instability Gholami, Keutzer, Biros, ANODE, IJCAI 2019.
+    2018, appendix B; on its instability Gholami, Keutzer, Biros, ANODE, IJCAI 2019; of
+    stochastic equations Li, Wong, Chen, Duvenaud, Scalable gradients for stochastic differential
+    equations, AISTATS 2020, section 3.
 
     !!! example
         `dj.solve(prob, dj.Tsit5(), adjoint=dj.BacksolveAdjoint(rtol=1e-8, atol=1e-8))`
     """
+
+    takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem", "SDEProblem"})
 
     alg: Algorithm | None = None
     rtol: float | None = eqx.field(static=True, default=None)
@@ -63,6 +78,12 @@ class BacksolveAdjoint(ContinuousAdjoint):
                 f"BacksolveAdjoint cannot take adaptive steps with alg={self.alg.name}, which has "
                 "no error estimate; give another algorithm, or solve with fixed steps."
             )
+        stochastic, alg = plan.diffusion_jaxpr is not None, self.alg
+        if stochastic and alg is not None and not alg.is_explicit_one_step:
+            raise ValueError(
+                "BacksolveAdjoint takes a stochastic problem back by an explicit Runge-Kutta "
+                f"method, got alg={alg.name}; try dj.BS3()."
+            )
         return super().solve(plan, inputs, settings)
 
     def record(
@@ -79,7 +100,15 @@ class BacksolveAdjoint(ContinuousAdjoint):
         return outcome._replace(rows=outcome.rows[:count]), recorded(outcome, states)
 
     def backward(self) -> Any:
-        return lambda *args, **options: _Backsolve(self, *args, **options)
+        options = Options(self.alg, self.rtol, self.atol)
+
+        def backward(tangent: SolveTangent, *args: Any, **more: Any) -> Backsolve:
+            stochastic = tangent.plan.diffusion_jaxpr is not None
+            return (StochasticBacksolve if stochastic else Backsolve)(
+                options, tangent, *args, **more
+            )
+
+        return backward
 
 
 def _saving_states(plan: Plan, inputs: Inputs) -> Plan:
@@ -93,56 +122,3 @@ def _saving_states(plan: Plan, inputs: Inputs) -> Plan:
     leaves = jtu.tree_leaves(inputs.u0)
     closed = jax.make_jaxpr(both)(*inputs.save_args, inputs.t0, *leaves)
     return dataclasses.replace(plan, save_jaxpr=closed.jaxpr)
-
-
-class _Backsolve(Backward):
-    """The parts are lambda, the state and, if they move, the cotangents of the parameters."""
-
-    def __init__(self, options: BacksolveAdjoint, *args: Any, **more: Any) -> None:
-        self.options = options
-        super().__init__(*args, **more)
-
-    def algorithm(self) -> Algorithm:
-        return self.plan.alg if self.options.alg is None else self.options.alg
-
-    def parts(self, u: State, adjoint: State) -> tuple[PyTree, ...]:
-        return (adjoint, u, [jnp.zeros_like(x) for x in self.args])[: 3 if self.args else 2]
-
-    def slope(
-        self, parts: tuple[PyTree, ...], t: Array, context: PyTree, args: tuple[Array, ...]
-    ) -> tuple[PyTree, ...]:
-        adjoint, u, *_ = parts
-        du, u_bar, args_bar = self.pulled(args, t, u, adjoint)
-        return (u_bar, jtu.tree_map(jnp.negative, du), args_bar)[: len(parts)]
-
-    def after_save(self, parts: tuple[PyTree, ...], u: State) -> tuple[PyTree, ...]:
-        return (parts[0], u, *parts[2:])
-
-    def saved_state(self, context: PyTree, t: Array, j: Array) -> State:
-        return jtu.tree_map(lambda x: x[j], self.record.states)
-
-    def with_args(self, carry: Sweep, bars: list[Array]) -> Sweep:
-        return carry
-
-    def for_args(self, carry: Sweep) -> list[Array]:
-        return self.packing.unpack(carry.steps.u)[2] if self.args else []
-
-    def tolerances(self, parts: tuple[PyTree, ...]) -> tuple[PyTree, PyTree]:
-        given, own = self.forward_settings, self.options
-
-        def chosen(number: float | None, tolerance: PyTree) -> PyTree:
-            if number is None:
-                return tolerance
-            return jtu.tree_map(lambda x: jnp.full_like(x, number), tolerance)
-
-        rtol, atol = chosen(own.rtol, given.rtol), chosen(own.atol, given.atol)
-        rtols, atols = everywhere(rtol, atol, parts)
-        return (rtols[0], rtol, *rtols[2:]), (atols[0], atol, *atols[2:])
-
-    def sweep(self, carry: Sweep) -> Sweep:
-        end = -self.inputs.t0
-        return jax.lax.while_loop(
-            lambda carry: self.pending(self.going(carry, end)),
-            lambda carry: self.piece(carry, (), end),
-            carry,
-        )

@@ -136,6 +136,10 @@ class Backward:
         """The cotangents of the moving parameters, at the start of the solve."""
         raise NotImplementedError
 
+    def for_diffusion(self, carry: Sweep) -> list[Array]:
+        """Those of the moving parameters of a diffusion."""
+        return []
+
     def tolerances(self, parts: tuple[PyTree, ...]) -> tuple[PyTree, PyTree]:
         """Relative and absolute tolerance of each part."""
         given = self.forward_settings
@@ -220,6 +224,10 @@ class Backward:
             mass=None,
             jac_args=None,
         )
+        return self.landing(plan, inputs)
+
+    def landing(self, plan: Plan, inputs: Inputs) -> AdaptiveLanding | FixedLanding:
+        """The steps of this adjoint equation."""
         return landing(plan, inputs, self.settings, self.packing)
 
     def field(self, carry: Sweep, context: PyTree) -> Field:
@@ -227,14 +235,14 @@ class Backward:
         y = carry.steps.u
         structure = jtu.tree_structure(y)
 
-        def slope(context: PyTree, args: tuple[Array, ...], s: Array, *leaves: Array) -> Any:
+        def slope(args: tuple[Array, ...], context: PyTree, s: Array, *leaves: Array) -> Any:
             parts = self.packing.unpack(jtu.tree_unflatten(structure, leaves))
             return self.packing.pack(self.slope(parts, -s, context, args))
 
         closed = jax.make_jaxpr(slope)(
-            context, self.inputs.args, carry.steps.t, *jtu.tree_leaves(y)
+            self.inputs.args, context, carry.steps.t, *jtu.tree_leaves(y)
         )
-        given = jtu.tree_leaves((context, self.inputs.args))
+        given = jtu.tree_leaves((self.inputs.args, context))
         return Field(closed.jaxpr, (*closed.consts, *given))
 
     def pulled(
@@ -295,7 +303,7 @@ class Backward:
             end = jnp.minimum(end, -self._save_time(carry.j))
         field = self.field(carry, context)
         stepper = self.stepper(field, carry.steps.u, s, end)
-        steps = carry.steps._replace(memory=self.alg.init(field, s, carry.steps.u))
+        steps = carry.steps._replace(memory=self.alg.init(stepper.field, s, carry.steps.u))
 
         def once(state: tuple[Any, list[Array]]) -> tuple[Any, list[Array]]:
             steps, record = stepper.attempt(state[0], masked=self.many)
@@ -389,6 +397,9 @@ class Backward:
         bars = {
             "u0": jtu.tree_leaves(u0_bar),
             "args": dict(zip(self.places, self.for_args(carry), strict=True)),
+            "diffusion": dict(
+                zip(self.tangent.places_of("diffusion"), self.for_diffusion(carry), strict=True)
+            ),
             "save_args": dict(zip(self.save_places, save_args, strict=True)),
             "t0": [t0_bar],
             "t1": [t1_bar + given.t_end],

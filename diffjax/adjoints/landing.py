@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..algorithms.base import Memory, State
 from ..stepping.adaptive import AdaptiveState, AdaptiveStepper
+from ..stepping.fixed import FixedGrid, time_on
 from ..stepping.plan import Inputs, Plan, Settings, scaled_norm
 from ..stepping.stepper import Record, Step, Stepper
 from ..stepping.trees import where
@@ -101,6 +102,37 @@ class FixedLanding(Stepper[FixedState]):
             u = jtu.tree_map(lambda x: jnp.where(result.ok, x, jnp.nan), u)
         t = jnp.where(left == 1, target, c.t + dt)
         state = FixedState(t, u, c.dt, result.memory, c.done + 1)
+        active = self.active(c) if masked else jnp.asarray(True)
+        state = where(active, state, c) if masked else state
+        step = Step(c.t, dt, c.u, c.memory.lasting, result.stages)
+        return state, Record(step, active, jnp.full((), -1, jnp.int32))
+
+
+class GridLanding(FixedLanding):
+    """The fixed steps of a solve from `span[0]` to `span[1]`, from its last to its first."""
+
+    def __init__(self, plan: Plan, inputs: Inputs, span: tuple[Array, Array]) -> None:
+        super().__init__(plan, inputs)
+        self.grid, self.span = FixedGrid.of(plan), span
+
+    def _next(self, c: FixedState) -> tuple[Array, Array, Array]:
+        """The number of the next step, where it ends in -t, and its size."""
+        number = jnp.maximum(self.grid.steps - 1 - c.done, 0)
+        end = -time_on(self.grid, *self.span, number)
+        return number, end, end + time_on(self.grid, *self.span, number + 1)
+
+    def going(self, c: FixedState) -> Bool[Array, ""]:
+        return c.done < self.grid.steps
+
+    def active(self, c: FixedState) -> Bool[Array, ""]:
+        # Half a step short: the grid has all landings, but for rounding.
+        return self.going(c) & (c.t + 0.5 * self._next(c)[2] < self.inputs.t1)
+
+    def attempt(self, c: FixedState, *, masked: bool) -> tuple[FixedState, Record]:
+        number, end, dt = self._next(c)
+        result = self.alg.step(self.field.during(number), c.t, dt, c.u, c.memory, None)
+        state = FixedState(end, result.u, c.dt, result.memory, c.done + 1)
+        state = state._replace(t=jnp.where(self.active(state), end, self.inputs.t1))
         active = self.active(c) if masked else jnp.asarray(True)
         state = where(active, state, c) if masked else state
         step = Step(c.t, dt, c.u, c.memory.lasting, result.stages)

@@ -129,7 +129,7 @@ def look(
         low=jnp.where(seen, low, dt),
         high=jnp.where(seen, dt * grid[row], search.high),
         sure=jnp.where(seen, row == samples, search.sure),
-        which=which.astype(jnp.int32),
+        which=which,
         tries=search.tries + 1,
     )
     sides = jnp.where(attempt.end == 0, attempt.sides, jnp.sign(attempt.end))
@@ -162,7 +162,7 @@ def look(
         near = short & ((missing[found.which] <= tolerance) | closed)
         at_once = accepted & seen & (dt <= 2 * tolerance)
         landed = near | at_once
-        followed = jnp.arange(len(directions)) == found.which
+        followed = jnp.arange(len(directions), dtype=jnp.int32) == found.which
         reached = jnp.where(seen, jnp.any(crossed, axis=0), followed | (missing <= tolerance))
         fired = landed & reached
         beyond = jnp.where(seen, sides, -sides)
@@ -194,7 +194,7 @@ def _crossings(values: Array, sides: Array, directions: tuple[int, ...]) -> Arra
     end = jnp.where(signs[-1] == 0, -before[-1], signs[-1])
     after = jnp.concatenate([signs[:-1], end[None]])
     change = after * before < 0
-    wanted = jnp.asarray(directions, values.dtype)
+    wanted = jnp.asarray(directions, values.dtype)[None]
     return change & ((wanted == 0) | (after == wanted))
 
 
@@ -203,7 +203,7 @@ def _first(left: Array, right: Array, crossed: Array) -> Int[Array, ""]:
     change = right - left
     fraction = jnp.where(change == 0, 0.5, -left / jnp.where(change == 0, 1, change))
     fraction = jnp.where((fraction >= 0) & (fraction <= 1), fraction, 0.5)
-    return jnp.argmax(jnp.where(crossed, -fraction, -2))
+    return jax.lax.argmax(jnp.where(crossed, -fraction, -2), 0, jnp.int32)
 
 
 class _Bracket(NamedTuple):

@@ -65,6 +65,11 @@ class NoiseProcess(eqx.Module):
         raise NotImplementedError
 
     @property
+    def covariance(self) -> Float[Array, "dim dim"] | None:
+        """Of the increments over a unit of time; None for the identity."""
+        return None
+
+    @property
     def smallest(self) -> Float[Array, ""] | None:
         """The shortest step whose increment has the right law; None if none is too short."""
         return None

@@ -72,6 +72,10 @@ class OrnsteinUhlenbeck(NoiseProcess):
     def dim(self) -> int:
         return self.theta.shape[0]
 
+    @property
+    def covariance(self) -> Float[Array, "dim dim"]:
+        return jnp.diag(self.sigma**2)
+
     def at(self, t: Array) -> Float[Array, " dim"]:
         passed = self.theta * (t - self.low)
         shrunk = jnp.exp(-passed)

@@ -35,6 +35,10 @@ class Wrapped(NoiseProcess):
         return self.process.has_times
 
     @property
+    def covariance(self) -> Float[Array, "dim dim"] | None:
+        return self.process.covariance
+
+    @property
     def smallest(self) -> Float[Array, ""] | None:
         return self.process.smallest
 
@@ -65,6 +69,11 @@ class Correlated(Wrapped):
     @property
     def dim(self) -> int:
         return self.factor.shape[0]
+
+    @property
+    def covariance(self) -> Float[Array, "dim dim"]:
+        inner = self.process.covariance
+        return self.factor @ (self.factor.T if inner is None else inner @ self.factor.T)
 
     def at(self, t: Array) -> Float[Array, " dim"]:
         return self.factor @ self.process.at(t)
@@ -130,3 +139,21 @@ class Turned(Wrapped):
         given, there = self.process.over(number, start * turn, dt * turn, need, here)
         # Time that runs backwards turns the sign of an integral over it.
         return given._replace(area=None if given.area is None else given.area * turn), there
+
+
+class Retraced(Wrapped):
+    """A process in the time -t, for steps that are those of a solve, from its last to its first."""
+
+    @property
+    def dim(self) -> int:
+        return self.process.dim
+
+    def at(self, t: Array) -> Float[Array, " dim"]:
+        return self.process.at(-t)
+
+    def over(
+        self, number: Array, start: Array, dt: Array, need: Need, here: PyTree
+    ) -> tuple[Increment, PyTree]:
+        first = -(start + dt)
+        given, _ = self.process.over(number, first, dt, need, self.process.look(first))
+        return Increment(-given.dw), None

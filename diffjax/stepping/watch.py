@@ -287,9 +287,7 @@ class Watch:
         log = state.log
         for i, (entered, row) in enumerate(events.places(at.events.fired, log.n)):
             log = _entered(log, i, entered, row, t, u, after)
-        count = sum(
-            (at.events.fired[i] & x for i, x in enumerate(events.logged)), jnp.zeros((), jnp.int32)
-        )
+        count = jnp.sum(at.events.fired & jnp.asarray(events.logged), dtype=jnp.int32)
         log = log._replace(n=log.n + count)
         values, sides = self._sides(t, at.dt, after, memory)
         if located is not None and not self.rough:
