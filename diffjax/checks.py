@@ -317,7 +317,7 @@ def check_tstops(tstops: Any, prob: Problem, fixed: bool) -> None:
 
 
 def check_callbacks(
-    callback: Any, max_events: Any, adjoint: Adjoint, default: Adjoint
+    callback: Any, max_events: Any, adjoint: Adjoint, default: Adjoint, fixed: bool
 ) -> tuple[Callback, ...]:
     """The callbacks as a tuple; raises unless they are such and can be differentiated."""
     given = () if callback is None else callback
@@ -330,6 +330,10 @@ def check_callbacks(
         raise ValueError(
             f"adjoint={adjoint.name} cannot differentiate a solve with callbacks; try "
             f"dj.{default.name}() or dj.ForwardMode()."
+        )
+    if fixed and any(one.refuses for one in given):
+        raise ValueError(
+            "a callback that refuses steps, such as PositiveDomain, needs adaptive steps."
         )
     return given
 
