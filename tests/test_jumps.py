@@ -282,7 +282,7 @@ PROB = birth_death()
         (PROB, {"key": None}, "needs key="),
         (PROB, {"alg": dj.Tsit5()}, "SSAStepper"),
         (PROB, {"tspan": (1.0, 0.0)}, "forwards"),
-        (PROB, {"dense": True}, "dense=True has no meaning"),
+        (PROB, {"dense": True}, "dense=True cannot be used"),
         (PROB, {"dt": 0.1}, "no meaning for SSAStepper"),
         (PROB, {"alg": dj.TauLeaping(), "dt": 0.1}, "cannot take a ConstantRateJump"),
         (single_pair(), {"alg": dj.TauLeaping()}, "give dt="),
@@ -334,3 +334,83 @@ def test_derivatives_are_refused() -> None:
     """A derivative along the path would leave out that jumps happen more often or less."""
     with pytest.raises(TypeError, match="score_gradient"):
         jax.grad(lambda p: dj.solve(PROB, p=p, key=KEY).u_end[0].astype(float))(PROB.p)
+
+
+def test_log_likelihood() -> None:
+    """Of a path of pure death, whose likelihood can be written down; of a rate in time, too."""
+    death = dj.MassActionJump(lambda p: p[None], [[1]], [[-1]])
+    prob = dj.JumpProblem(dj.DiscreteProblem(jnp.array([20]), (0.0, 2.0), 0.6), death)
+    path = dj.solve(prob, saveat="steps", key=KEY, max_steps=32)
+    n, count = int(path.n), int(path.events.n)
+    held = np.asarray(path.u[: n - 1, 0], float)
+    spent = np.sum(held * np.diff(np.asarray(path.t[:n])))
+    log = jax.jit(jax.value_and_grad(lambda p: dj.jumps.log_likelihood(prob, path, p)))
+    value, slope = log(0.5)
+    np.testing.assert_allclose(value, np.sum(np.log(0.5 * held[:count])) - 0.5 * spent)
+    np.testing.assert_allclose(slope, count / 0.5 - spent)
+
+    def wave(p: Any, t: Any) -> Any:
+        return p * (1 + jnp.sin(t))
+
+    jump = dj.VariableRateJump(
+        lambda u, p, t: wave(p, t), lambda u, p, t: u + 1, urate=lambda u, p, t: 2 * p
+    )
+    prob = dj.JumpProblem(dj.DiscreteProblem(jnp.array(0), (0.0, 3.0), 1.5), jump)
+    path = dj.solve(prob, saveat="steps", key=KEY, max_steps=64)
+    times = np.asarray(path.events.t[: int(path.events.n)])
+    wanted = np.sum(np.log(wave(1.5, times))) - 1.5 * (4 - np.cos(3.0))
+    found = jax.jit(lambda path: dj.jumps.log_likelihood(prob, path))(path)
+    np.testing.assert_allclose(found, wanted, rtol=1e-9)
+    with pytest.raises(ValueError, match="every jump"):
+        dj.jumps.log_likelihood(prob, dj.solve(prob, key=KEY))
+
+
+def check_gradient(found: dj.jumps.ScoreGradient, wanted: Any) -> None:
+    error = np.asarray(found.error)
+    assert np.all(error <= 0.02 * np.abs(wanted))
+    assert np.all(np.abs(np.asarray(found.gradient) - wanted) <= MOST * error)
+
+
+def test_score_gradient_of_constant_rates() -> None:
+    """Birth and death: the mean of a number, and the chance of a set (which is no smooth function
+    of the path)."""
+    birth = dj.ConstantRateJump(lambda u, p, t: p[0], lambda u, p, t: u + 1)
+    death = dj.ConstantRateJump(lambda u, p, t: p[1] * u, lambda u, p, t: u - 1)
+    prob = dj.JumpProblem(
+        dj.DiscreteProblem(jnp.array(0.0), (0.0, 1.0), jnp.array([4.0, 1.0])), birth, death
+    )
+    options: dict[str, Any] = {"trajectories": 40_000, "key": KEY, "max_steps": 64}
+    found = dj.jumps.score_gradient(lambda sol, p: sol.u_end, prob, **options)
+    e = np.exp(-1.0)
+    # The mean is m = (k1/k2)(1 - exp(-k2)), and the law that of Poisson.
+    slope = np.array([1 - e, 4 * (2 * e - 1)])
+    check_gradient(found, slope)
+    few = dj.jumps.score_gradient(
+        lambda sol, p: jnp.where(sol.u_end < 2.0, 1.0, 0.0), prob, **options
+    )
+    mean = 4 * (1 - e)
+    check_gradient(few, -mean * np.exp(-mean) * slope)
+
+
+def test_score_gradient_of_a_rate_in_time() -> None:
+    """A thinned rate that depends on p and t, and a function that depends on p itself."""
+    jump = dj.VariableRateJump(
+        lambda u, p, t: p["a"] * (1 + jnp.sin(t)),
+        lambda u, p, t: u + 1,
+        urate=lambda u, p, t: 2 * p["a"],
+    )
+    p = {"a": 2.0, "name": np.int32(3)}
+    prob = dj.JumpProblem(dj.DiscreteProblem(jnp.array(0.0), (0.0, 2.0), p), jump)
+    found = dj.jumps.score_gradient(
+        lambda sol, p: p["a"] ** 2 * sol.u_end, prob, trajectories=20_000, key=KEY, max_steps=64
+    )
+    # E[a**2 N] = a**3 (3 - cos 2).
+    assert found.gradient["name"] is None
+    check_gradient(
+        dj.jumps.ScoreGradient(found.value, found.gradient["a"], found.error["a"]),
+        3 * 2.0**2 * (3 - np.cos(2.0)),
+    )
+    with pytest.raises(dj.SolveError, match="paths did not reach"):
+        dj.jumps.score_gradient(
+            lambda sol, p: sol.u_end, prob, trajectories=100, key=KEY, max_steps=2
+        )

@@ -78,28 +78,35 @@ def test_a_tree_is_a_brownian_motion() -> None:
 def test_a_path_does_not_depend_on_who_looks() -> None:
     """Increments and integrals over two steps make those over both; a deeper tree and a batch of
     times agree."""
-    tree = dj.noise.VirtualBrownianTree(0.0, 3.0, 2, jax.random.key(5))
     need, number = Need(area=True), jnp.asarray(0)
 
-    def over(a: float, b: float) -> Any:
-        here = tree.look(jnp.asarray(a))
-        return tree.over(number, jnp.asarray(a), jnp.asarray(b - a), need, here)[0]
+    @jax.jit
+    def looked(key: jax.Array) -> tuple:
+        tree = dj.noise.VirtualBrownianTree(0.0, 3.0, 2, key)
+        deeper = dj.noise.VirtualBrownianTree(0.0, 3.0, 2, key, depth=26)
 
-    first, second, both = over(0.4, 1.1), over(1.1, 2.0), over(0.4, 2.0)
-    np.testing.assert_allclose(first.dw + second.dw, both.dw, atol=1e-12)
-    joined = first.area + second.area + 0.9 * first.dw
-    np.testing.assert_allclose(joined, both.area, atol=1e-12)
-    np.testing.assert_allclose(tree(jnp.array([1.1, 2.0]))[1], tree(2.0), atol=1e-14)
-    deeper = dj.noise.VirtualBrownianTree(0.0, 3.0, 2, jax.random.key(5), depth=26)
+        def over(a: jax.Array, b: jax.Array) -> Any:
+            return tree.over(number, a, b - a, need, tree.look(a))[0]
+
+        spans = jnp.array([0.4, 1.1, 0.4]), jnp.array([1.1, 2.0, 2.0])
+        several = tree(jnp.array([1.1, 2.0]))
+        return jax.vmap(over)(*spans), several, tree(2.0), deeper(1.1)
+
+    pieces, (early, late), alone, deeper = looked(jax.random.key(5))
+    first, second, both = pieces.dw
+    np.testing.assert_allclose(first + second, both, atol=1e-12)
+    joined = pieces.area[0] + pieces.area[1] + 0.9 * first
+    np.testing.assert_allclose(joined, pieces.area[2], atol=1e-12)
+    np.testing.assert_allclose(late, alone, atol=1e-14)
     # The pieces of the shallow tree are so short that the path moves this little in them.
-    np.testing.assert_allclose(deeper(1.1), tree(1.1), atol=5 * np.sqrt(3.0 * 2.0**-20))
+    np.testing.assert_allclose(deeper, early, atol=5 * np.sqrt(3.0 * 2.0**-20))
 
 
 def test_integrals_of_short_steps_in_single_precision() -> None:
     """They are not lost in the rounding of the integral from the start of the span."""
     dt, starts = 2.0**-15, np.linspace(0.25, 0.75, 64, endpoint=False)
 
-    def areas(dtype: Any) -> np.ndarray:
+    def areas(dtype: Any) -> jax.Array:
         tree = dj.noise.VirtualBrownianTree(dtype(0), dtype(1), 1, jax.random.key(2))
 
         def one(t: jax.Array) -> jax.Array:
@@ -107,10 +114,10 @@ def test_integrals_of_short_steps_in_single_precision() -> None:
             assert given.area is not None
             return given.area[0]
 
-        return np.asarray(jax.vmap(one)(jnp.asarray(starts, dtype)), float)
+        return jax.vmap(one)(jnp.asarray(starts, dtype)).astype(float)
 
     # The two see nearly the same path: their normal numbers are made of the same bits.
-    gap = areas(np.float32) - areas(np.float64)
+    gap = jax.jit(lambda: areas(np.float32) - areas(np.float64))()
     assert np.sqrt(np.mean(gap**2)) < 0.1 * np.sqrt(dt**3 / 3)
 
 

@@ -15,6 +15,7 @@ from benchmarks.cases import (
     first_call,
     forward,
     gradient,
+    jumps,
     neural,
     stiff,
     stochastic,
@@ -54,5 +55,6 @@ def all_cases() -> dict[str, Callable[[], list[Row]]]:
         "bruss1d": bruss1d.rows,
         "ensemble_scaling": ensemble.rows,
         "sde_euler": stochastic.euler_rows,
+        "jump_sir": jumps.rows,
     }
     return adaptive | others

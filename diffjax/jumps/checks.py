@@ -19,7 +19,7 @@ from .aggregators import Aggregator
 from .base import JumpAlgorithm
 
 # Arguments of `solve` that a jump process has no use for, with the values that mean nothing.
-_UNUSED: dict[str, Any] = {
+UNUSED: dict[str, Any] = {
     "dense": False,
     "estimates": False,
     "adaptive": True,
@@ -27,6 +27,7 @@ _UNUSED: dict[str, Any] = {
     "dtmin": None,
     "dtmax": None,
     "tstops": (),
+    "callback": None,
     "initialize": None,
     "adjoint": None,
     "path": None,
@@ -44,11 +45,11 @@ def check_jumps(prob: JumpProblem, alg: Any, given: dict[str, Any], key: Any) ->
         )
     if prob.aggregator is not None:
         check_type("aggregator", prob.aggregator, Aggregator, "dj.Direct()")
-    for name, neutral in _UNUSED.items():
+    for name, neutral in UNUSED.items():
         value = given[name]
         if is_array(value) or value != neutral:
             raise ValueError(
-                f"{name}={value!r} has no meaning for a pure jump process, whose state is "
+                f"{name}={value!r} cannot be used with a pure jump process, whose state is "
                 "constant between its jumps; leave it out."
             )
     if key is None:

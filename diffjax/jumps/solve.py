@@ -21,6 +21,7 @@ from ..problems.jump import JumpProblem
 from ..problems.parts import Parts, UserFunction, is_array
 from ..progress import report
 from ..solution import ReturnCode, Solution, Stats
+from ..stepping.happenings import Happenings
 from ..stepping.lanes import is_native
 from ..stepping.trees import chosen, nan_like
 from ..stepping.varying import mesh_axes, vary_over
@@ -56,20 +57,6 @@ class _Options(NamedTuple):
     save_idxs: Any
     progress: bool
     throw: bool
-
-
-class Jumped(NamedTuple):
-    """The jumps of an exact simulation with `saveat="steps"`, as `sol.events`.
-
-    - `t`: when; NaN in rows that are not filled.
-    - `which`: the number of the jump, in the order they were listed in (each of a jump with several
-        rates by itself); -1 if none.
-    - `n`: how many there were.
-    """
-
-    t: Array
-    which: Int[Array, " jumps"]
-    n: Int[Array, ""]
 
 
 class _Times(NamedTuple):
@@ -226,6 +213,8 @@ def _present(
     events = None
     if options.save_every:
         t, rows, n, events = _every_row(ended, reached, t_end)
+        # Leaps do not tell which jumps happened when.
+        events = events if options.alg.jumps is None else None
     elif times.saves is None:
         t, n, rows = t_end[None], reached.astype(jnp.int32), [x[None] for x in ended.u]
     else:
@@ -258,7 +247,7 @@ def _present(
 
 def _every_row(
     ended: _Ended, reached: Array, t_end: Array
-) -> tuple[Array, Leaves, Array, Jumped | None]:
+) -> tuple[Array, Leaves, Array, Happenings]:
     """Times, states, how many rows are filled, and the jumps: start, jumps or leaps, and end."""
     rows, last = ended.rows, ended.filled + 1
     assert rows.t is not None
@@ -270,10 +259,12 @@ def _every_row(
     t = jnp.where(at_end, t_end, jnp.where(places < last, rows.t, jnp.nan))
     u = [chosen(at_end, x[None], row) for x, row in zip(ended.u, rows.u, strict=True)]
     jumped = (places < last) & (rows.which >= 0)
-    events = Jumped(
+    events = Happenings(
         jnp.where(jumped, rows.t, jnp.nan)[1:-1],
         jnp.where(jumped, rows.which, -1)[1:-1],
         jnp.sum(jumped, dtype=jnp.int32),
+        before=None,
+        after=None,
     )
     return t, u, last + own.astype(jnp.int32), events
 
