@@ -21,6 +21,7 @@ from .problems.base import Problem
 from .problems.discrete import DiscreteProblem
 from .problems.ensemble import EnsembleProblem
 from .problems.jump import JumpProblem
+from .problems.jump_kinds import RegularJump
 from .problems.parts import is_array
 from .problems.pattern import Pattern
 from .solution import concrete
@@ -52,8 +53,6 @@ def check_problem(prob: Any) -> None:
         )
     if isinstance(prob, EnsembleProblem):
         raise TypeError("an EnsembleProblem is solved by dj.solve(prob, alg, trajectories=N) only.")
-    if isinstance(prob, JumpProblem):
-        raise TypeError(f"jumps cannot be solved on top of a {type(prob.prob).__name__}.")
     if isinstance(prob, DiscreteProblem):
         raise TypeError("nothing happens in a DiscreteProblem: solve dj.JumpProblem(prob, *jumps).")
 
@@ -326,16 +325,46 @@ def check_callbacks(
         check_type("callback", one, Callback, "dj.ContinuousCallback(condition, affect)")
     if isinstance(max_events, bool) or not isinstance(max_events, int) or max_events < 1:
         raise ValueError(f"max_events must be a positive integer, got {max_events!r}.")
-    if given and not adjoint.takes_callbacks:
-        raise ValueError(
-            f"adjoint={adjoint.name} cannot differentiate a solve with callbacks; try "
-            f"dj.{default.name}() or dj.ForwardMode()."
-        )
     if fixed and any(one.refuses for one in given):
         raise ValueError(
             "a callback that refuses steps, such as PositiveDomain, needs adaptive steps."
         )
+    if given:
+        check_takes_callbacks(adjoint, default)
     return given
+
+
+def check_takes_callbacks(adjoint: Adjoint, default: Adjoint) -> None:
+    if not adjoint.takes_callbacks:
+        raise ValueError(
+            f"adjoint={adjoint.name} cannot differentiate a solve with callbacks or jumps; try "
+            f"dj.{default.name}() or dj.ForwardMode()."
+        )
+
+
+def check_jumps(prob: JumpProblem, key: Any, **given: Any) -> None:
+    """Raise unless jumps on a differential equation can be solved as the arguments ask for."""
+    kind = type(prob.prob).__name__
+    if kind not in ("ODEProblem", "SDEProblem", "DAEProblem"):
+        raise TypeError(f"jumps cannot be solved on top of a {kind}; it takes ODEs, SDEs and DAEs.")
+    if key is None:
+        raise ValueError("a JumpProblem needs key=, for example jax.random.key(0).")
+    check_key(key)
+    for jump in prob.jumps:
+        if isinstance(jump, RegularJump):
+            raise TypeError(
+                "RegularJump is for dj.TauLeaping() on a dj.DiscreteProblem; on a differential "
+                "equation take dj.ConstantRateJump or dj.VariableRateJump."
+            )
+    for name, value in given.items():
+        if value is not None and value is not False:
+            raise ValueError(f"{name} is not known to a JumpProblem on a {kind}; leave it out.")
+    ends = known_ends(prob)
+    if ends is not None and ends[1] < ends[0]:
+        raise ValueError(
+            f"jumps happen forwards in time only: got tspan=({ends[0]}, {ends[1]}); a process that "
+            "waits for its next jump has no backward solution."
+        )
 
 
 def known_times(callbacks: tuple[Callback, ...], prob: Problem) -> list[float]:

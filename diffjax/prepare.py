@@ -12,12 +12,15 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .algorithms.accompanied import Accompanied
 from .algorithms.base import Algorithm, Memory
 from .algorithms.implicit import derivative
 from .checks import SPAN_SLACK
 from .events.callbacks import Callback
+from .jumps.hybrid import hybrid
 from .noise.driving import noise_of_solve, own_noise
 from .problems.base import Kind, Problem, remake, tree_of_arrays
+from .problems.jump import JumpProblem
 from .problems.parts import Parts, UserFunction, is_array
 from .progress import report
 from .stepping.controllers import Controller
@@ -33,7 +36,7 @@ from .stepping.outcome import Outcome
 from .stepping.plan import Inputs, Plan, Settings
 from .stepping.status import ReturnCode
 from .stepping.tape import Tape
-from .stepping.trace import trace_diffusion, trace_saving
+from .stepping.trace import check_saved, trace_diffusion, trace_saving
 from .stepping.trace_events import EventTracer, in_span, may_start, owners_of, scheduled_stops
 from .stepping.trees import chosen, where
 from .stepping.varying import mesh_axes, vary_over
@@ -57,6 +60,7 @@ class Arguments(eqx.Module):
     path: Any
     negated: Any
     callbacks: tuple[Callback, ...]
+    jumps: JumpProblem | None
 
 
 class Options(NamedTuple):
@@ -198,6 +202,7 @@ class Ready(NamedTuple):
     """All that a solve needs, and what its outcome is presented with.
 
     `start` is None where nothing had to be made consistent, `first` where nothing happens at it.
+    With `has_hazards` the state is the pair of the user's and theirs.
     """
 
     plan: Plan
@@ -209,13 +214,19 @@ class Ready(NamedTuple):
     traced_saves: bool
     start: Start | None
     first: FirstEvents | None
+    has_hazards: bool
+
+    def _unravel(self, u: Any) -> PyTree:
+        """The user's state of a laid-out one."""
+        state = self.layout.unravel(u)
+        return state[0] if self.has_hazards else state
 
     def present(self, outcome: Outcome, options: Options) -> dict[str, Any]:
         """The outcome in the user's terms, arrays only."""
-        layout, turn = self.layout, self.times.direction
+        turn = self.times.direction
         outcome = outcome._replace(status=self._status(outcome))
         ended = outcome.status <= ReturnCode.terminated
-        u_end, t_end = layout.unravel(outcome.u_end), outcome.t_end * turn
+        u_end, t_end = self._unravel(outcome.u_end), outcome.t_end * turn
         if self.plan.every_step and options.save_every:
             t, u, n = self._every_step(outcome)
         elif outcome.rows is not None:
@@ -261,7 +272,7 @@ class Ready(NamedTuple):
 
     def _events(self, log: EventLog) -> Happenings:
         turn = self.times.direction
-        return happenings(log, self.first, self.plan, self.inputs, self.layout, turn)
+        return happenings(log, self.first, self.plan, self.inputs, self._unravel, turn)
 
     def _status(self, outcome: Outcome) -> Array:
         """The return code, which without a consistent start is of the start."""
@@ -389,7 +400,23 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     layout = Layout(u0)
     times = vary_over(axes, _times(arguments, tspan, layout.time_dtype))
     state = vary_over(axes, jtu.tree_map(jnp.asarray, u0))
-    tracer = EventTracer(arguments.callbacks, layout, state, parts, times.t0, times.direction)
+    callbacks, alarms, has_hazards = arguments.callbacks, None, False
+    if arguments.jumps is not None:
+        jumping = hybrid(arguments.jumps, given, state, p, times.t0, arguments.key)
+        given, has_hazards, alarms = jumping.given, jumping.has_hazards, jumping.alarms
+        callbacks = (*callbacks, *jumping.callbacks)
+        state = given["u0"] if has_hazards else state
+        layout = Layout(state)
+    tracer = EventTracer(
+        callbacks,
+        layout,
+        state,
+        parts,
+        times.t0,
+        times.direction,
+        alarms=alarms,
+        has_hazards=has_hazards,
+    )
     changing = tracer.changing
     field = trace_equation(given, layout, state, parts, times.t0, times.direction, changing)
     diffusion_jaxpr, diffusion_args, dim = None, None, 0
@@ -406,12 +433,16 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
             changing,
         )
     save = saving(arguments.save_fn, options.save_idxs)
+    if has_hazards:
+        save = _of_user(save)
     save_jaxpr, save_args, saved_shapes = trace_saving(
         save, layout, state, parts, times.t0, times.direction
     )
+    if saved_shapes is not None:
+        check_saved(save_jaxpr, changing)
     fixed_steps, fixed_dt, grid = _fixed_plan(times, arguments, options)
     plan = Plan(
-        alg=options.alg,
+        alg=Accompanied(options.alg, changing) if changing or alarms is not None else options.alg,
         field_jaxpr=field.jaxpr,
         save_jaxpr=save_jaxpr,
         controller=options.controller,
@@ -428,14 +459,14 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         noise_kind=given.get("noise"),
         interpretation=given.get("interpretation"),
     )
-    scheduled = scheduled_stops(arguments.callbacks, times, layout.time_dtype)
-    at_start = may_start(arguments.callbacks, times.span)
+    scheduled = scheduled_stops(callbacks, times, layout.time_dtype)
+    at_start = may_start(callbacks, times.span)
     saves = None if options.save_every else times.saves
     stops = None if options.fixed else times.stops
     if scheduled and not options.fixed:
         stops = _merged(stops, in_span(scheduled, times.t0, times.t1), times.t1)
     events = None
-    if arguments.callbacks:
+    if callbacks:
         plan_events, events = tracer.events(options.max_events)
         plan = dataclasses.replace(plan, events=plan_events)
     noise, driven = None, {}
@@ -443,7 +474,8 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         ends = (times.t0, times.t1, times.direction)
         path = arguments.path
         if path is None:
-            by_number = options.fixed and not (plan.events and plan.events.continuous)
+            # Steps that events cut are not known by their number.
+            by_number = options.fixed and plan.rows == plan.fixed_steps
             path = own_noise(arguments.key, dim, by_number, *ends)
         noise = noise_of_solve(path, given["correlation"], arguments.negated, dim, times.direction)
         driven = {"diffusion": diffusion_args, "noise": noise}
@@ -463,11 +495,12 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         slope=_initial_slope(given, layout, times, state, p, tspan[0]),
         **driven,
         events=events,
+        alarms=alarms,
     )
     first = None
     if at_start:
         inputs, first = events_at_start(plan, inputs, scheduled)
-    settings = _settings(arguments, options, layout, state)
+    settings = _settings(arguments, options, layout, state, has_hazards)
     if noise is not None and noise.smallest is not None and not options.fixed:
         shortest = noise.smallest.astype(layout.time_dtype)
         dtmin = shortest if settings.dtmin is None else jnp.maximum(settings.dtmin, shortest)
@@ -482,7 +515,23 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     traced_saves = times.span is None or not isinstance(arguments.saveat, float | None)
     # A stochastic solve has no derivative by its save times.
     traced_saves = traced_saves and not arguments.problem.stochastic
-    return Ready(plan, inputs, settings, layout, times, saved_shapes, traced_saves, start, first)
+    return Ready(
+        plan,
+        inputs,
+        settings,
+        layout,
+        times,
+        saved_shapes,
+        traced_saves,
+        start,
+        first,
+        has_hazards,
+    )
+
+
+def _of_user(save: Callable[[Any, Any, Any], Any] | None) -> Callable[[Any, Any, Any], Any]:
+    """What is saved of a state that is the pair of the user's and hazards."""
+    return lambda state, p, t: state[0] if save is None else save(state[0], p, t)
 
 
 def _ends_of_steps(plan: Plan, stops: Array | None, times: Times) -> Array:
@@ -572,7 +621,9 @@ def saving(save_fn: UserFunction | None, index: Any) -> Callable[[Any, Any, Any]
     return components
 
 
-def _settings(arguments: Arguments, options: Options, layout: Layout, u0: PyTree) -> Settings:
+def _settings(
+    arguments: Arguments, options: Options, layout: Layout, u0: PyTree, has_hazards: bool
+) -> Settings:
     dtype = layout.time_dtype
 
     def number(x: Any) -> Any:
@@ -583,8 +634,8 @@ def _settings(arguments: Arguments, options: Options, layout: Layout, u0: PyTree
     if resume is not None and dt is None and not options.fixed:
         dt = resume["dt"]
     return Settings(
-        rtol=_tolerance("rtol", arguments.rtol, layout, u0),
-        atol=_tolerance("atol", arguments.atol, layout, u0),
+        rtol=_tolerance("rtol", arguments.rtol, layout, u0, has_hazards),
+        atol=_tolerance("atol", arguments.atol, layout, u0, has_hazards),
         dt=dt,
         dtmin=number(arguments.dtmin),
         dtmax=number(arguments.dtmax),
@@ -592,11 +643,16 @@ def _settings(arguments: Arguments, options: Options, layout: Layout, u0: PyTree
     )
 
 
-def _tolerance(name: str, tolerance: PyTree, layout: Layout, u0: PyTree) -> PyTree:
+def _tolerance(
+    name: str, tolerance: PyTree, layout: Layout, u0: PyTree, has_hazards: bool
+) -> PyTree:
     """A tolerance for each part of the laid-out state: a scalar, or an array like it."""
     leaves = jtu.tree_leaves(tolerance)
     if len(leaves) == 1 and leaves[0].ndim == 0:
         return jtu.tree_map(lambda x: leaves[0].astype(jnp.finfo(x.dtype).dtype), layout.ravel(u0))
+    if has_hazards:
+        least = jnp.min(jnp.stack([jnp.min(x) for x in leaves]))
+        tolerance = (tolerance, least)
     try:
         full = jtu.tree_map(
             lambda x, leaf: jnp.broadcast_to(leaf, x.shape).astype(x.dtype), u0, tolerance

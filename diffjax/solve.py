@@ -17,6 +17,7 @@ from .adjoints.auto import AutoAdjoint
 from .adjoints.base import Adjoint
 from .adjoints.discrete import DiscreteAdjoint
 from .adjoints.steady_state import SteadyStateAdjoint
+from .algorithms.accompanied import Accompanied, Marks
 from .algorithms.base import Algorithm
 from .defaults import default_algorithm, default_controller, default_max_steps
 from .ensembles.run import solve_ensemble
@@ -28,7 +29,7 @@ from .noise.random import key_words
 from .prepare import Arguments, Options, held_times, prepare, resumed
 from .problems.base import Problem, remake
 from .problems.ensemble import EnsembleProblem
-from .problems.jump import is_pure_jump
+from .problems.jump import JumpProblem, is_pure_jump
 from .problems.parts import Parts, UserFunction, is_array
 from .save_stops import stops_at_saves
 from .solution import ReturnCode, Solution, Stats
@@ -234,6 +235,10 @@ def judge(
     checks.check_problem(prob)
     overrides = {k: v for k, v in (("u0", u0), ("tspan", tspan), ("p", p)) if v is not None}
     prob = remake(prob, **overrides) if overrides else prob
+    jumps = None
+    if isinstance(prob, JumpProblem):
+        checks.check_jumps(prob, key, dense=dense, resume=resume)
+        jumps, prob = prob, prob.prob
     default = DiscreteAdjoint() if prob.evolves else SteadyStateAdjoint()
     if adjoint is None or (adjoint == "auto" and not prob.evolves):
         adjoint = default
@@ -272,7 +277,10 @@ def judge(
     checks.check_initial_state(prob)
     checks.check_estimates(estimates, alg)
     how = checks.check_initialize(initialize, prob)
-    checks.check_noise(prob, alg, key, path, antithetic, fixed)
+    wanted = key if jumps is None or prob.stochastic else None
+    checks.check_noise(prob, alg, wanted, path, antithetic, fixed)
+    if jumps is not None:
+        checks.check_takes_callbacks(adjoint, default)
     if prob.stochastic and fixed and not every_step:
         # Between its steps a path is not known; so they are made to end on the save times.
         tstops = (*tstops, *stops_at_saves(prob, saveat, tstops, dt, steps))
@@ -292,6 +300,7 @@ def judge(
         path=path,
         negated=None if antithetic is False else jnp.asarray(antithetic, bool),
         callbacks=callbacks,
+        jumps=jumps,
     )
     options = Options(
         alg=alg,
@@ -330,9 +339,13 @@ def _solve(dynamic: Any, static: Any, structure: Any, options: Options) -> dict[
 def _solution(result: dict[str, Any], prob: Problem, options: Options) -> Solution:
     interpolation = None
     if options.dense:
+        history = result["dense"]["past"].history
+        alg = options.alg
+        if isinstance(history, Marks):
+            alg = Accompanied(alg, history.changing)
         interpolation = DenseOutput(
             **result["dense"],
-            alg=options.alg,
+            alg=alg,
             problem=_equation(prob),
             p=Parts(prob.arguments()["p"]),
             layout=Layout(result["u_end"]),

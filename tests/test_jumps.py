@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 import diffjax as dj
+from diffjax.jumps.poisson import poisson
 from tests.problems import DATA
 
 KEY = jax.random.key(20)
@@ -186,6 +187,22 @@ def test_solve_options() -> None:
     assert float(at[0]) == 1.0
     again = dj.solve(prob, key=KEY, tspan=(0.5, 1.0), u0=first.u_end, save_idxs=0)
     assert int(twice[0]) == 2 * int(again.u[0])
+
+
+def test_poisson_numbers() -> None:
+    """Their law on both sides of the change of method, and for large means in single precision."""
+    means = np.array([0.0, 0.05, 3.0, 9.99, 10.01, 40.0, 1e4, 1e6])
+    for dtype in (jnp.float64, jnp.float32):
+        rates = jnp.tile(jnp.asarray(means, dtype), 30_000)
+        draws = np.asarray(jax.jit(poisson)(jax.random.key_data(KEY), rates))
+        draws = draws.reshape(-1, len(means))
+        assert not np.any(draws[:, 0])
+        for i, mean in enumerate(means[1:], 1):
+            marks = np.unique(stats.poisson.ppf(np.linspace(0.05, 0.95, 19), mean))
+            chance = np.diff(stats.poisson.cdf(marks, mean), prepend=0, append=1)
+            edges = np.concatenate([[-1], marks, [np.inf]])
+            counts = np.histogram(draws[:, i], edges + 0.5)[0]
+            assert stats.chisquare(counts, chance * len(draws)).pvalue > 1e-4
 
 
 def test_leaping() -> None:

@@ -27,6 +27,7 @@ from ..stepping.levels import Lanes as Lanes
 from ..stepping.loop import retape
 from ..stepping.outcome import Keep
 from ..stepping.plan import Inputs, Plan, Settings
+from ..stepping.stepper import ON_ALARM
 from ..stepping.tape import Snapshots, Tape
 from ..stepping.trees import chosen, replaced, where
 
@@ -176,7 +177,7 @@ class Steps:
         past = row.past._replace(history=start.history)
         located = jnp.asarray(False)
         if events.continuous and row.landed is not None:
-            located = (row.landed < 0) & jnp.any(row.events.fired[jnp.asarray(events.continuous)])
+            located = (row.landed == -1) & jnp.any(row.events.fired[jnp.asarray(events.continuous)])
         at = Crossing(t, start.u, past, dt, end, row.number, False, located, row.events)
         t1, before, dt, result = arrive(alg, events, field, args, at, self.times)
         after, memory = depart(alg, events, field, args, at, t1, before, result.memory)
@@ -210,6 +211,10 @@ class Steps:
         assert start.t is not None
         assert row.landed is not None
         stop, landed = self._stop(inputs, jnp.maximum(row.landed, 0)), row.landed >= 0
+        due = self.plan.next_alarm(row.past._replace(history=start.history))
+        if due is not None:
+            rang = row.landed == ON_ALARM
+            stop, landed = jnp.where(rang, due, stop), landed | rang
         dt = jnp.where(landed, stop - start.t, jax.lax.stop_gradient(row.dt))
         return start.t, dt, jnp.where(landed, stop, start.t + dt)
 
@@ -277,6 +282,7 @@ _GROUPS = {
     "t1": "step",
     "stops": "step",
     "events": "step",
+    "alarms": "step",
     "save_args": "save",
     "saves": "save",
 }

@@ -159,8 +159,7 @@ class Retreat:
 
         def added(values: PyTree, buffers: PyTree) -> PyTree:
             leaves, structure = jtu.tree_flatten(values)
-            several = jtu.tree_leaves(buffers, is_leaf=lambda x: x is None)
-            for i, buffer in enumerate(several[: len(leaves)]):
+            for i, buffer in enumerate(_like(structure, buffers)):
                 if buffer is not None:
                     at = self.lanes(row, True, flag)(buffer, number)
                     leaves[i] = leaves[i] + masked(here, at)
@@ -449,18 +448,21 @@ def given_or_zero(cotangents: PyTree, like: PyTree) -> PyTree:
     leaves, structure = jtu.tree_flatten(like)
     if not leaves:
         return like
-    given = jtu.tree_leaves(cotangents, is_leaf=lambda x: x is None)
-    given = given if given else [None] * len(leaves)
+    given = _like(structure, cotangents)
     filled = [jnp.zeros_like(x) if g is None else g for x, g in zip(leaves, given, strict=True)]
     return jtu.tree_unflatten(structure, filled)
 
 
 def given_or_zero_rows(cotangents: PyTree, like: PyTree) -> list[Array | None]:
     """For each leaf the cotangent of the buffer that has it in its rows; None where it is zero."""
-    count = len(jtu.tree_leaves(like))
+    return _like(jtu.tree_structure(tuple(like)), cotangents)
+
+
+def _like(structure: Any, cotangents: PyTree) -> list[Array | None]:
+    """Cotangents in the order of the leaves of a structure; None where they are zero."""
     if cotangents is None:
-        return [None] * count
-    return jtu.tree_leaves(cotangents, is_leaf=lambda x: x is None)[:count]
+        return [None] * structure.num_leaves
+    return structure.flatten_up_to(cotangents)
 
 
 def cotangent_leaves(smooth: Smooth) -> list[Array]:

@@ -127,6 +127,11 @@ class Algorithm(eqx.Module):
         return None
 
     @property
+    def looks_back(self) -> bool:
+        """Whether past values shape its steps, which a sliver of a step would spoil."""
+        return False
+
+    @property
     def init_counts(self) -> dict[str, int]:
         """Work of `init`, by name of the statistic."""
         return {}
@@ -176,8 +181,12 @@ class Algorithm(eqx.Module):
         return self.init(field, t, u)
 
     def parameters(self, memory: Memory) -> tuple[Array, ...]:
-        """The parameters that events change, as they are now."""
+        """What events change beside the state, as it is now: parameters, and last the alarms."""
         return ()
+
+    def alarms(self, memory: Memory) -> Float[Array, " jumps"] | None:
+        """When jumps are due; None without any."""
+        return None
 
     def field_now(self, field: Field, memory: Memory) -> Field:
         """The field with the parameters as they are now."""

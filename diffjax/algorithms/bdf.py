@@ -94,6 +94,10 @@ class BDF(Algorithm):
             )
 
     @property
+    def looks_back(self) -> bool:
+        return True
+
+    @property
     def order(self) -> int:
         return self.max_order
 

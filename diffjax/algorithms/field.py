@@ -101,7 +101,8 @@ class Field(eqx.Module):
     Of a fully implicit equation F(u', u, p, t) = 0 the function is F, and `slope` is the derivative
     of the state at the start of the solve; None for every other.
 
-    `diffusion` is that of a stochastic equation, None for every other.
+    `diffusion` is that of a stochastic equation, None for every other. `alarms` says when jumps are
+    due as the solve begins; None without any.
     """
 
     jaxpr: Any = eqx.field(static=True)
@@ -112,6 +113,7 @@ class Field(eqx.Module):
     slope: State | None = None
     sparsity: Sparsity | None = eqx.field(static=True, default=None)
     diffusion: Diffusion | None = None
+    alarms: Float[Array, " jumps"] | None = None
 
     def f(self, t: Float[Array, ""], u: State) -> State:
         """The derivative of the state."""
@@ -141,6 +143,22 @@ class Field(eqx.Module):
             return self
         return dataclasses.replace(
             self, diffusion=dataclasses.replace(self.diffusion, number=number)
+        )
+
+    def with_last(self, parameters: tuple[Array, ...]) -> "Field":
+        """The field with other values of the last arguments of each of its functions."""
+        count = len(parameters)
+        if not count:
+            return self
+        diffusion, jac_args = self.diffusion, self.jac_args
+        if diffusion is not None:
+            args = (*diffusion.args[:-count], *parameters)
+            diffusion = dataclasses.replace(diffusion, args=args)
+        return dataclasses.replace(
+            self,
+            args=(*self.args[:-count], *parameters),
+            jac_args=None if jac_args is None else (*jac_args[:-count], *parameters),
+            diffusion=diffusion,
         )
 
     def with_dense_jacobian(self) -> "Field":

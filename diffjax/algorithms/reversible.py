@@ -53,6 +53,10 @@ class Reversible(Algorithm):
         return f"Reversible({self.alg.name})"
 
     @property
+    def looks_back(self) -> bool:
+        return True
+
+    @property
     def order(self) -> float:
         return self.alg.order
 

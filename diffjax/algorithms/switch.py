@@ -95,6 +95,10 @@ class AutoSwitch(Algorithm):
         return f"AutoSwitch({self.nonstiff.name}, {self.stiff.name})"
 
     @property
+    def looks_back(self) -> bool:
+        return self.stiff.looks_back
+
+    @property
     def order(self) -> float:
         return min(self.nonstiff.order, self.stiff.order)
 

@@ -23,10 +23,15 @@ class Callback(eqx.Module):
 
     # Whether it is entered in `sol.events`.
     logged: ClassVar[bool] = True
-    # Whether the affect takes, beside (u, p, t), the number of events so far.
-    numbered: ClassVar[bool] = False
     # Whether steps to some states are refused, as `refused` says.
     refuses: ClassVar[bool] = False
+    # Whether too many of it end the solve.
+    limited: ClassVar[bool] = True
+
+    @property
+    def acts(self) -> bool:
+        """Whether something is done to the state."""
+        return self.affect is not None
 
     @property
     def name(self) -> str:
@@ -162,6 +167,45 @@ class DiscreteCallback(Callback):
         self.condition = _held("condition", condition)
         self.affect = None if affect is None else _held("affect", affect)
         self.terminate, self.changes_p = terminate, changes_p
+
+
+# What a jump makes of the state, which may be more than the user's, and of the times at which jumps
+# are due: act(u, p, t, alarms, number) -> (u, alarms), `number` that of the event.
+Act = Callable[[Any, Any, Array, Any, Array], tuple[Any, Any]]
+
+
+class AlarmCallback(Callback):
+    """The jumps that happen when they are due."""
+
+    limited: ClassVar[bool] = False
+
+    act: Act = eqx.field(static=True)
+    affect: UserFunction | None
+    terminate: bool = eqx.field(static=True)
+    changes_p: bool = eqx.field(static=True)
+
+    def __init__(self, act: Act) -> None:
+        self.act, self.affect, self.terminate, self.changes_p = act, None, False, False
+
+    @property
+    def acts(self) -> bool:
+        return True
+
+
+class HazardCallback(ContinuousCallback):
+    """A jump that happens when the integral of its rate has reached a threshold."""
+
+    limited: ClassVar[bool] = False
+
+    act: Act = eqx.field(static=True)
+
+    def __init__(self, condition: Callable[[Any, Any, Any], Array], act: Act) -> None:
+        super().__init__(condition, direction=1, samples=0)
+        self.act = act
+
+    @property
+    def acts(self) -> bool:
+        return True
 
 
 class ScheduledCallback(Callback):

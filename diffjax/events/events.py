@@ -32,7 +32,8 @@ class Events:
         callbacks, those of discrete ones, all affects in turn, and whether the end of a step is
         refused; traced once.
     - `continuous`, `discrete`, `scheduled`: which callbacks are of which kind.
-    - `directions`: of the continuous ones.
+    - `directions`: of the continuous ones; `limited`: whether too many of them end the solve.
+    - `ringing`: those that act when a jump is due.
     - `acts`, `terminates`, `logged`: by callback.
     - `samples`: points inside a step at which conditions are looked at.
     - `save`: whether the states before and after events are kept.
@@ -47,10 +48,12 @@ class Events:
     continuous: tuple[int, ...]
     discrete: tuple[int, ...]
     scheduled: tuple[int, ...]
+    ringing: tuple[int, ...]
     directions: tuple[int, ...]
     acts: tuple[bool, ...]
     terminates: tuple[bool, ...]
     logged: tuple[bool, ...]
+    limited: tuple[bool, ...]
     samples: int
     save: bool
     changing: int
@@ -109,10 +112,13 @@ class Events:
         located: Bool[Array, " continuous"] | None,
         tested: Bool[Array, " discrete"] | None,
         due: Bool[Array, " scheduled"] | None,
+        rings: Bool[Array, ""] | None,
     ) -> Bool[Array, " callbacks"]:
         """One flag a callback, from those of each kind; None for a kind that cannot fire now."""
         flags: list[Any] = [jnp.asarray(False)] * self.count
         kinds = ((self.continuous, located), (self.discrete, tested), (self.scheduled, due))
+        for place in self.ringing if rings is not None else ():
+            flags[place] = rings
         for which, values in kinds:
             if values is not None:
                 for i, place in enumerate(which):

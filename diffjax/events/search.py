@@ -10,7 +10,7 @@ follows begins on the far side. Where the root is expected follows from the cont
 an attempt that went too far, or from the slope at the end of one that fell short; a bracket and
 bisection guard both.
 
-A rough path has no slope: there the bracket is halved down to a resolution, and the attempt that
+A rough path has no slope: there the bracket is closed down to a resolution, and the attempt that
 ends beyond it is accepted.
 """
 
@@ -109,7 +109,7 @@ def look(
     """Judge an attempt that is `usable`, and `accepted` but for its events.
 
     `when(condition, function, x)` applies a function where it is needed; conditions that are
-    `rough` functions of time are searched by bisection.
+    `rough` functions of time are searched without their slopes.
     """
     dt, tolerance, dtype = attempt.dt, attempt.resolution, attempt.t.dtype
     grid = jnp.asarray(np.arange(1, samples + 2) / (samples + 1), dtype)
@@ -134,10 +134,19 @@ def look(
     )
     sides = jnp.where(attempt.end == 0, attempt.sides, jnp.sign(attempt.end))
     if rough:
-        landed = accepted & seen & (dt - found.low <= tolerance)
+        # A line through both ends of the attempt finds the root of what is smooth after all, such
+        # as the integral of a rate.
+        first, last = attempt.values[found.which], attempt.end[found.which]
+        change = first - last
+        root = dt * jnp.where(change == 0, 1, first / jnp.where(change == 0, 1, change))
+        close = (dt - found.low <= tolerance) | ((dt - root <= tolerance) & (dt >= root))
+        landed = accepted & seen & close
         fired, beyond = crossed[-1] & landed, sides
         pending = (seen & ~landed) | (short & (dt < found.high - tolerance))
-        found = found._replace(aim=jnp.maximum((found.low + found.high) / 2, tolerance))
+        aim = root + tolerance / 2
+        trusted = (aim > found.low) & (aim < found.high) & (found.tries <= _TRUSTED)
+        aim = jnp.where(trusted, aim, (found.low + found.high) / 2)
+        found = found._replace(aim=jnp.maximum(aim, tolerance))
     else:
 
         def refine(given: tuple[Search, Array]) -> tuple[Search, Array]:

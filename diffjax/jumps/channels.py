@@ -93,7 +93,7 @@ class Channels:
         return [x + dx for x, dx in zip(u, change, strict=True)]
 
 
-class _View(NamedTuple):
+class View(NamedTuple):
     """One jump as a number of channels; all functions take the user's u, p and t.
 
     - `rates`, and `bounds` (if they change between jumps): of shape (width,).
@@ -122,7 +122,7 @@ def trace_channels(
     parameters, held = jtu.tree_flatten(p)
     leaves, structure = jtu.tree_flatten(u)
     dtype = t.dtype
-    views = [_view(jump, (u, p.value, t), dtype) for jump in jumps]
+    views = [view_of(jump, (u, p.value, t), dtype) for jump in jumps]
     starts = np.cumsum([0, *(view.width for view in views)])
 
     def user(parameters: list[Array], u: Sequence[Array]) -> tuple[PyTree, PyTree]:
@@ -193,20 +193,20 @@ def _tables(jumps: Sequence[Jump]) -> tuple[np.ndarray | None, np.ndarray | None
 
 
 @singledispatch
-def _view(jump: Jump, at: tuple[Any, Any, Any], dtype: Any) -> _View:
+def view_of(jump: Jump, at: tuple[Any, Any, Any], dtype: Any) -> View:
     """A jump as channels, judged at one state, value of p and time."""
     raise TypeError(f"jumps of kind {type(jump).__name__} have no rates.")
 
 
-@_view.register
-def _(jump: ConstantRateJump, at: tuple[Any, Any, Any], dtype: Any) -> _View:
+@view_of.register
+def _(jump: ConstantRateJump, at: tuple[Any, Any, Any], dtype: Any) -> View:
     shape = _rate_shape("rate", jump.rate, at)
     width = math.prod(shape)
-    return _View(width, _vector("rate", jump.rate, dtype, shape), _affect(jump.affect, shape))
+    return View(width, _vector("rate", jump.rate, dtype, shape), _affect(jump.affect, shape))
 
 
-@_view.register
-def _(jump: VariableRateJump, at: tuple[Any, Any, Any], dtype: Any) -> _View:
+@view_of.register
+def _(jump: VariableRateJump, at: tuple[Any, Any, Any], dtype: Any) -> View:
     shape = _rate_shape("rate", jump.rate, at)
     width = math.prod(shape)
     bounds, interval = None, None
@@ -217,11 +217,11 @@ def _(jump: VariableRateJump, at: tuple[Any, Any, Any], dtype: Any) -> _View:
     if jump.rateinterval is not None:
         interval = _scalar("rateinterval", jump.rateinterval, dtype)
     rates, affect = _vector("rate", jump.rate, dtype, shape), _affect(jump.affect, shape)
-    return _View(width, rates, affect, bounds, interval)
+    return View(width, rates, affect, bounds, interval)
 
 
-@_view.register
-def _(jump: MassActionJump, at: tuple[Any, Any, Any], dtype: Any) -> _View:
+@view_of.register
+def _(jump: MassActionJump, at: tuple[Any, Any, Any], dtype: Any) -> View:
     reactions = Reactions(jump, at[0], dtype)
 
     def affect(u: PyTree, p: PyTree, t: Any, index: Array, words: Array) -> PyTree:
@@ -231,11 +231,11 @@ def _(jump: MassActionJump, at: tuple[Any, Any, Any], dtype: Any) -> _View:
         return change_by(u, reactions.net_change, counts)
 
     rates = lambda u, p, t: reactions.rates(u, p)  # noqa: E731
-    return _View(reactions.count, rates, affect, change=change)
+    return View(reactions.count, rates, affect, change=change)
 
 
-@_view.register
-def _(jump: RegularJump, at: tuple[Any, Any, Any], dtype: Any) -> _View:
+@view_of.register
+def _(jump: RegularJump, at: tuple[Any, Any, Any], dtype: Any) -> View:
     shape = _rate_shape("rate", jump.rate, at)
     width = math.prod(shape)
     change = _regular_change(jump, at[0], width)
@@ -244,7 +244,7 @@ def _(jump: RegularJump, at: tuple[Any, Any, Any], dtype: Any) -> _View:
         one = (jnp.arange(width, dtype=index.dtype) == index).astype(jnp.int32)
         return add(u, change(u, p, t, one))
 
-    return _View(width, _vector("rate", jump.rate, dtype, shape), affect, change=change)
+    return View(width, _vector("rate", jump.rate, dtype, shape), affect, change=change)
 
 
 def _regular_change(jump: RegularJump, u: PyTree, width: int) -> Callable[..., PyTree]:

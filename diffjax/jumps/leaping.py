@@ -16,6 +16,7 @@ from .aggregators import find
 from .base import End, JumpAlgorithm, Process, Setting
 from .channels import Leaves
 from .mass_action import species
+from .poisson import poisson
 
 # Of Cao, Gillespie and Petzold (2006): a reaction is critical if its reactants last for less than
 # so many of it; leaps are not worth it if they are shorter than so many mean waits.
@@ -135,8 +136,7 @@ class _Leaps(Process[LeapCarry]):
 
     def counts(self, c: LeapCarry, rates: Array, tau: Array) -> Int[Array, " m"]:
         """How many jumps of each kind happen in a leap."""
-        key = jax.random.wrap_key_data(jnp.stack(self.words(c, _COUNTS)), impl="threefry2x32")
-        return jax.random.poisson(key, rates * tau, dtype=jnp.int32)
+        return poisson(jnp.stack(self.words(c, _COUNTS)), rates * tau)
 
     def leapt(self, c: LeapCarry, t: Array, counts: Array) -> LeapCarry:
         """The carry after a leap to time t."""

@@ -13,7 +13,7 @@ from ..events.transition import Crossing
 from .initial_step import initial_step
 from .plan import Inputs, Plan, Settings, scaled_norm
 from .status import ReturnCode
-from .stepper import Counts, Iterations, Record, Step, Stepper
+from .stepper import ON_ALARM, Counts, Iterations, Record, Step, Stepper
 from .trees import where
 from .watch import Ending, EventState, Watch
 
@@ -154,6 +154,8 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
     def attempt(self, c: AdaptiveState, *, masked: bool) -> tuple[AdaptiveState, Record]:
         stop = self.stops[0] if c.next_stop is None else self.stops[c.next_stop]
         target = stop if self.limit is None else jnp.minimum(stop, self.limit)
+        due = self.plan.next_alarm(c.memory)
+        target = target if due is None else jnp.minimum(target, due)
         remaining = target - c.t if c.t_low is None else (target - c.t) - c.t_low
         landing = c.dt * LANDING_STRETCH >= remaining
         dt = jnp.where(landing, remaining, self._rounded(self._looking_ahead(c, stop)))
@@ -185,7 +187,7 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
             landing = landing | self.watch.meets(sighting, c.t, dt, target)
         t, t_low = _advance_time(c.t, c.t_low, dt, landing, target)
         step = accepted.astype(jnp.int32)
-        on_stop = landing if self.limit is None else landing & (stop <= self.limit)
+        on_stop = landing & (stop <= target)
         tried = 1 if active is None else active.astype(jnp.int32)
         state = AdaptiveState(
             t=jnp.where(accepted, t, c.t),
@@ -206,6 +208,8 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         )
         index = jnp.zeros((), jnp.int32) if c.next_stop is None else c.next_stop
         landed = jnp.where(on_stop, index, -1)
+        if due is not None:
+            landed = jnp.where(landing & ~on_stop & (due <= target), ON_ALARM, landed)
         record = Record(Step(c.t, dt, c.u, c.memory.lasting, result.stages), accepted, landed)
         if self.watch is not None:
             state, record = self._settle(self.watch, c, state, record, t, result, sighting)
@@ -226,12 +230,15 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         assert c.events is not None
         step, due = record.step, None
         accepted, on_stop = jnp.asarray(record.accepted), record.landed >= 0
+        pinned = on_stop | (record.landed == ON_ALARM)
         owners = watch.args.owners
         if owners is not None:
             due = owners[jnp.maximum(record.landed, 0)] & on_stop
-        at = Crossing(step.t, step.u, step.past, step.dt, end, c.naccept, pinned=on_stop)
+        at = Crossing(step.t, step.u, step.past, step.dt, end, c.naccept, pinned=pinned)
         before = Ending(state.t, state.u, state.memory, c.events)
-        ending, at = watch.settle(before, at, result, sighting, accepted, due)
+        ending, at = watch.settle(
+            before, at, result, sighting, accepted, due, record.landed == ON_ALARM
+        )
         breaks = watch.events.any_of(watch.events.acts, at.events.fired) | at.located
         assert self.plan.controller is not None
         fresh = self.plan.controller.init(self.plan.error_exponent, step.t.dtype)
@@ -256,7 +263,7 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
 
         Of methods that remember past values, which a sliver of a step would spoil.
         """
-        if c.memory.history is None:
+        if not self.alg.looks_back:
             return c.dt
         return jnp.where(2 * c.dt > stop - c.t, (stop - c.t) / 2, c.dt)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, Int, PyTree
 
+from ..algorithms.accompanied import Marks
 from ..algorithms.base import Algorithm, Field, Memory
 from .equation import trace_equation
 from .layout import Layout
@@ -30,6 +31,12 @@ class DenseOutput(eqx.Module):
     problem: dict[str, Any]
     p: Any
     layout: Layout = eqx.field(static=True)
+
+    @property
+    def changing(self) -> tuple[int, ...]:
+        """Which leaves of p change from step to step."""
+        history = self.past.history
+        return history.changing if isinstance(history, Marks) else ()
 
     def evaluate(self, t: Any, deriv: int) -> PyTree:
         if not isinstance(deriv, int) or deriv < 0:
@@ -73,7 +80,9 @@ def _evaluate(arrays: Any, times: Array, leaves: Any, structure: Any, deriv: int
     dense: DenseOutput = eqx.combine(arrays, jtu.tree_unflatten(structure, leaves))
     state = dense.layout.unravel(jtu.tree_map(lambda x: x[0], dense.u))
     problem = {name: kept.value for name, kept in dense.problem.items()}
-    field = trace_equation(problem, dense.layout, state, dense.p, dense.t[0], dense.direction)
+    field = trace_equation(
+        problem, dense.layout, state, dense.p, dense.t[0], dense.direction, dense.changing
+    )
 
     def value(t: Array) -> PyTree:
         return dense._at(t * dense.direction, field)

@@ -11,7 +11,7 @@ from ..events.transition import Crossing
 from .fixed import fixed_time
 from .plan import Inputs, Plan
 from .status import ReturnCode
-from .stepper import Counts, Iterations, Record, Step, Stepper
+from .stepper import ON_ALARM, Counts, Iterations, Record, Step, Stepper
 from .trees import where
 from .watch import Ending, EventState, Watch
 
@@ -75,7 +75,11 @@ class FixedEventStepper(Stepper[FixedEventState]):
     def attempt(self, c: FixedEventState, *, masked: bool) -> tuple[FixedEventState, Record]:
         """One step, accepted unless it must be taken again up to an event."""
         grid = fixed_time(self.plan, self.inputs, c.done + 1)
-        dt, on_grid = self.watch.planned(c.events, grid - c.t, jnp.asarray(True))
+        due = self.plan.next_alarm(c.memory)
+        target = grid if due is None else jnp.minimum(grid, due)
+        dt, landing = self.watch.planned(c.events, target - c.t, jnp.asarray(True))
+        on_grid = landing & (grid <= target)
+        on_alarm = landing & ~on_grid
         result = self.alg.step(self.field.during(c.taken), c.t, dt, c.u, c.memory, None)
         active = self.active(c) if masked else jnp.asarray(True)
         sighting = self.watch.look(c.events, c.t, dt, c.u, result, active, active)
@@ -83,15 +87,15 @@ class FixedEventStepper(Stepper[FixedEventState]):
         on_grid |= c.t + dt >= grid
         if sighting is not None:
             on_grid |= self.watch.meets(sighting, c.t, dt, grid)
-        end = jnp.where(on_grid, grid, c.t + dt)
+        end = jnp.where(on_grid, grid, jnp.where(on_alarm, target, c.t + dt))
         u, iterations = result.u, c.iterations
         if iterations is not None:
             # There is no smaller step to try, and what did not converge is no solution.
             u = jtu.tree_map(lambda x: jnp.where(result.ok, x, jnp.nan), u)
             iterations = iterations.after(result, ~iterations.failed & active)
         owners = self.watch.args.owners
-        due = None if owners is None else owners[c.done + 1] & on_grid
-        at = Crossing(c.t, c.u, c.memory.lasting, dt, end, c.taken, pinned=on_grid)
+        scheduled = None if owners is None else owners[c.done + 1] & on_grid
+        at = Crossing(c.t, c.u, c.memory.lasting, dt, end, c.taken, pinned=on_grid | on_alarm)
         result = result._replace(u=u)
         before = Ending(
             jnp.where(accepted, end, c.t),
@@ -99,7 +103,7 @@ class FixedEventStepper(Stepper[FixedEventState]):
             where(accepted, result.memory, c.memory),
             c.events,
         )
-        ending, at = self.watch.settle(before, at, result, sighting, accepted, due)
+        ending, at = self.watch.settle(before, at, result, sighting, accepted, scheduled, on_alarm)
         step = accepted.astype(jnp.int32)
         state = FixedEventState(
             **ending._asdict(),
@@ -110,7 +114,8 @@ class FixedEventStepper(Stepper[FixedEventState]):
         )
         self.report_progress(c, state)
         past = c.memory.lasting
-        landed = jnp.where(on_grid & ~at.located, c.done + 1, -1)
+        landed = jnp.where(on_alarm, ON_ALARM, jnp.where(on_grid, c.done + 1, -1))
+        landed = jnp.where(at.located, -1, landed)
         record = Record(Step(c.t, dt, c.u, past, result.stages), accepted, landed, at.happenings)
         return state, record
 

@@ -1,5 +1,6 @@
 """The events of a solve as the user sees them, those at its very start among them."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,6 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..algorithms.base import State
-from .layout import Layout
 from .plan import Inputs, Plan, with_parameters
 from .trace_events import owners_of
 from .watch import EventLog
@@ -46,10 +46,11 @@ def events_at_start(
     assert events is not None
     assert inputs.events is not None
     due = owners_of(inputs.t0.reshape(1), scheduled)[0]
-    fired, number = events.fired(None, None, due), jnp.full((), -1, jnp.int32)
-    changing = inputs.args[len(inputs.args) - events.changing :]
-    after, changing = events.affect(inputs.events, fired, number, inputs.t0, before, changing)
-    inputs = with_parameters(inputs._replace(u0=after), changing)
+    fired, number = events.fired(None, None, due, None), jnp.full((), -1, jnp.int32)
+    given = inputs.args[len(inputs.args) - events.changing :]
+    given = given if inputs.alarms is None else (*given, inputs.alarms)
+    after, changed = events.affect(inputs.events, fired, number, inputs.t0, before, given)
+    inputs = with_parameters(inputs._replace(u0=after), changed)
     return inputs, FirstEvents(fired, before, after)
 
 
@@ -58,7 +59,7 @@ def happenings(
     first: FirstEvents | None,
     plan: Plan,
     inputs: Inputs,
-    layout: Layout,
+    unravel: Callable[[State], PyTree],
     direction: Any,
 ) -> Happenings:
     """The events in the order in which they happened, in the user's terms."""
@@ -67,7 +68,7 @@ def happenings(
     if first is not None:
         log = _with_first(log, first, inputs.t0, events.logged)
     states = (log.before, log.after)
-    before, after = (None if x is None else jax.vmap(layout.unravel)(x) for x in states)
+    before, after = (None if x is None else jax.vmap(unravel)(x) for x in states)
     return Happenings(log.t * direction, log.which, log.n, before, after)
 
 

@@ -5,9 +5,11 @@ arrays that a solve is differentiated with respect to; `Settings` the arrays tha
 carrying a derivative. Time always runs forwards here: the front door turns a backward solve round.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -32,7 +34,7 @@ class Inputs(NamedTuple):
     `save_fn`; `saves` the times at which to save and `stops` those to step on, both sorted; `mass`,
     `jac_args` and `slope` those of `Field`; `diffusion` the arguments of g, `noise` what W is;
     `past` what a solve that goes on remembers, None for one that begins; `events` what the
-    callbacks close over.
+    callbacks close over, `alarms` when jumps are due as the solve begins.
     """
 
     u0: State
@@ -49,6 +51,7 @@ class Inputs(NamedTuple):
     noise: NoiseProcess | None = None
     past: Memory | None = None
     events: EventArgs | None = None
+    alarms: Float[Array, " jumps"] | None = None
 
 
 class Settings(NamedTuple):
@@ -110,6 +113,7 @@ class Plan:
             inputs.slope,
             self.sparsity,
             self._diffusion(inputs),
+            inputs.alarms,
         )
 
     def _diffusion(self, inputs: Inputs) -> Diffusion | None:
@@ -145,15 +149,25 @@ class Plan:
     @property
     def locates(self) -> bool:
         """Whether there are events whose times have a derivative."""
-        located = self.events is not None and bool(self.events.continuous)
-        return located and self.diffusion_jaxpr is None
+        if self.events is None or self.diffusion_jaxpr is not None:
+            return False
+        return bool(self.events.continuous or self.events.ringing)
+
+    def next_alarm(self, memory: Memory) -> Float[Array, ""] | None:
+        """When the next jump is due; None without jumps of known times."""
+        alarms = self.alg.alarms(memory)
+        if alarms is None:
+            return None
+        # A Brownian path has no derivative by time.
+        alarms = alarms if self.locates else jax.lax.stop_gradient(alarms)
+        return jnp.min(alarms)
 
     @property
     def rows(self) -> int:
         """The most steps that may be accepted."""
         if self.fixed_steps is None:
             return self.max_steps
-        if self.events is None or not self.events.continuous:
+        if self.events is None or not (self.events.continuous or self.events.ringing):
             return self.fixed_steps
         # An event cuts a fixed step in two, and what looked like one may do so too.
         return self.fixed_steps + 2 * self.events.most + 2
@@ -200,9 +214,12 @@ def scaled_norm(rtol: PyTree, atol: PyTree, v: State, u0: State, u1: State) -> F
     return jnp.sqrt(scaled_mean_square(rtol, atol, v, u0, u1))
 
 
-def with_parameters(inputs: Inputs, parameters: tuple[Array, ...]) -> Inputs:
-    """The inputs with other values of the parameters that events change, which come last among
-    the arguments of each function."""
+def with_parameters(inputs: Inputs, parameters: Sequence[Array]) -> Inputs:
+    """The inputs with other values of what events change: parameters, which come last among the
+    arguments of each function, and alarms."""
+    if inputs.alarms is not None:
+        *parameters, alarms = parameters
+        inputs = inputs._replace(alarms=alarms)
 
     def replaced(args: tuple[Array, ...] | None) -> tuple[Array, ...] | None:
         if args is None or not parameters:

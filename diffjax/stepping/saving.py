@@ -114,7 +114,7 @@ def by_saves(plan: Plan, inputs: Inputs, settings: Settings, *, idle: bool) -> O
         loop = refreshed(loop)
         coefficients = loop.coefficients if saver.lazy else saver.dense(loop.step)
         row = saver.row(coefficients, loop.step, ts)
-        if loop.carry.memory.history is not None:
+        if plan.alg.looks_back:
             # No extension through past values is made of a step that was not taken.
             row = chosen(loop.carry.steps > 0, row, saver.initial_row())
         row = saver.after_events(row, loop.carry, ts)

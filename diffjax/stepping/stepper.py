@@ -16,6 +16,9 @@ from .plan import Inputs, Plan
 
 Carry = TypeVar("Carry")
 
+# `Record.landed` of a step that was cut to end when a jump is due.
+ON_ALARM = -2
+
 
 class Step(NamedTuple):
     """A step from `(t, u)` to `t + dt`, with the lasting memory that it was taken with and the
@@ -31,8 +34,8 @@ class Step(NamedTuple):
 class Record(NamedTuple):
     """One attempted step, as savers and the tape see it.
 
-    `landed` is the index of the stop that the step was cut to end on, -1 if none. `events` are
-    those at its end; None for a solve without any.
+    `landed` is the index of the stop that the step was cut to end on, -1 if none, `ON_ALARM`
+    if a jump was due. `events` are those at its end; None for a solve without any.
     """
 
     step: Step

@@ -107,8 +107,7 @@ def trace_diffusion(
 
     closed = jax.make_jaxpr(diffusion)(leaves, t, *raveled)
     state_vars = closed.jaxpr.invars[len(leaves) + 1 :]
-    used = {v for eqn in closed.jaxpr.eqns for v in eqn.invars if not isinstance(v, jex.Literal)}
-    if kind == "additive" and used & set(state_vars):
+    if kind == "additive" and used_in(closed.jaxpr) & set(state_vars):
         raise ValueError(
             "noise='additive' says that g does not depend on u, but it does; try noise='diagonal'."
         )
@@ -242,3 +241,18 @@ def trace_saving(
 
     closed = jax.make_jaxpr(floating)(leaves, t, *raveled)
     return closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)), shapes
+
+
+def check_saved(save_jaxpr: Any, changing: tuple[int, ...]) -> None:
+    """Raise if what is saved depends on parameters that change during the solve."""
+    if used_in(save_jaxpr) & {save_jaxpr.invars[i] for i in changing}:
+        raise ValueError(
+            "save_fn must not use parameters that an affect changes (changes_p=True), since it is "
+            "given those that the solve began with; keep such a value in the state instead."
+        )
+
+
+def used_in(jaxpr: Any) -> set[Any]:
+    """The variables that something is computed from, or that are given back."""
+    values = [v for eqn in jaxpr.eqns for v in eqn.invars] + list(jaxpr.outvars)
+    return {v for v in values if not isinstance(v, jex.Literal)}

@@ -8,18 +8,26 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, PyTree
 
-from ..events.callbacks import Callback, ContinuousCallback, DiscreteCallback, ScheduledCallback
+from ..events.callbacks import (
+    AlarmCallback,
+    Callback,
+    ContinuousCallback,
+    DiscreteCallback,
+    HazardCallback,
+    ScheduledCallback,
+)
 from ..events.events import EventArgs, Events
 from ..problems.parts import Parts
 from .layout import Layout
 from .trace import checked, hoist
-from .trees import replaced
+from .trees import replaced, where
 
 
 class EventTracer:
     """Traces the functions of callbacks on laid-out states.
 
-    The arguments are those of `trace_field`.
+    The arguments are those of `trace_field`, and when jumps are due as the solve begins. With
+    hazards the state is a pair of the user's and theirs.
     """
 
     def __init__(
@@ -30,7 +38,11 @@ class EventTracer:
         p: Parts,
         t: Array,
         direction: Any,
+        *,
+        alarms: Array | None = None,
+        has_hazards: bool = False,
     ) -> None:
+        self.alarms, self.has_hazards = alarms, has_hazards
         self.callbacks, self.layout, self.t, self.direction = callbacks, layout, t, direction
         self.state = layout.ravel(u)
         self.leaves, self.structure = jtu.tree_flatten(p)
@@ -49,19 +61,27 @@ class EventTracer:
 
     def _with(self, parameters: Sequence[Array]) -> list[Array]:
         """All leaves of p, with those that change as they are now."""
-        return replaced(self.leaves, self.changing, parameters)
+        return replaced(self.leaves, self.changing, parameters[: len(self.changing)])
+
+    def _alarms(self, parameters: Sequence[Array]) -> Array | None:
+        """When jumps are due, of what events change."""
+        return None if self.alarms is None else parameters[len(self.changing)]
 
     def _acted(
-        self, callback: Callback, number: Array, t: Array, u: PyTree, leaves: Sequence[Array]
+        self, callback: Callback, t: Array, state: PyTree, leaves: Sequence[Array]
+    ) -> tuple[PyTree, list[Array]]:
+        """The state and the leaves of p after one affect."""
+        if not self.has_hazards:
+            return self._affected(callback, t, state, leaves)
+        u, leaves = self._affected(callback, t, state[0], leaves)
+        return (u, state[1]), leaves
+
+    def _affected(
+        self, callback: Callback, t: Array, u: PyTree, leaves: Sequence[Array]
     ) -> tuple[PyTree, list[Array]]:
         """The user's state and the leaves of p after one affect."""
         assert callback.affect is not None
-        given = (u, self._parameters(leaves), t)
-        out = (
-            callback.affect.value(*given, number)
-            if callback.numbered
-            else callback.affect.value(*given)
-        )
+        out = callback.affect.value(u, self._parameters(leaves), t)
         name = f"the affect of {callback.name}"
         if not callback.changes_p:
             return checked(out, u, name), list(leaves)
@@ -100,7 +120,7 @@ class EventTracer:
                 leaves: list[Array], t: Array, *u: Array, callback: Callback = callback
             ) -> list[Array]:
                 state, t = self._user(t, u)
-                return self._acted(callback, jnp.zeros((), jnp.int32), t, state, leaves)[1]
+                return self._acted(callback, t, state, leaves)[1]
 
             jaxpr = jax.make_jaxpr(act)(self.leaves, self.t, *jtu.tree_leaves(self.state)).jaxpr
             pairs = zip(jaxpr.invars, jaxpr.outvars, strict=False)
@@ -110,6 +130,7 @@ class EventTracer:
     def _traced(self, function: Any, *before: Array) -> tuple[Any, tuple[Array, ...]]:
         """A function of the changing parameters, of what comes `before`, of t and u."""
         given = [self.leaves[i] for i in self.changing]
+        given += [] if self.alarms is None else [self.alarms]
         count = len(given)
 
         def flat(*args: Array) -> Any:
@@ -121,38 +142,48 @@ class EventTracer:
         return hoist(closed.jaxpr, tuple(closed.consts))
 
     def conditions(
-        self, conditions: Sequence[tuple[str, Any]], dtype: Any
+        self, conditions: Sequence[tuple[Callback, Any]], dtype: Any
     ) -> tuple[Any, tuple[Array, ...]]:
-        """Conditions, each with the name of its callback, in one array."""
+        """Conditions, each with its callback, in one array."""
         if not conditions:
             return None, ()
 
         def values(parameters: Sequence[Array], t: Array, u: Sequence[Array]) -> Array:
             state, time = self._user(t, u)
             p = self._parameters(self._with(parameters))
-            return jnp.stack([_scalar(name, c(state, p, time), dtype) for name, c in conditions])
+
+            def value(callback: Callback, condition: Any) -> Array:
+                whole = not self.has_hazards or isinstance(callback, HazardCallback)
+                given = state if whole else state[0]
+                return _scalar(callback.name, condition(given, p, time), dtype)
+
+            return jnp.stack([value(*condition) for condition in conditions])
 
         return self._traced(values)
 
     def affects(self) -> tuple[Any, tuple[Array, ...]]:
         """All affects in turn, each where its callback has fired."""
-        if all(callback.affect is None for callback in self.callbacks):
+        if not any(callback.acts for callback in self.callbacks):
             return None, ()
 
         def act(
             parameters: Sequence[Array], fired: Array, number: Array, t: Array, u: Sequence[Array]
         ) -> list[Array]:
             state, time = self._user(t, u)
-            leaves = self._with(parameters)
+            leaves, alarms = self._with(parameters), self._alarms(parameters)
             for i, callback in enumerate(self.callbacks):
-                if callback.affect is None:
+                if isinstance(callback, AlarmCallback | HazardCallback):
+                    p = self._parameters(leaves)
+                    jumped, rung = callback.act(state, p, time, alarms, number)
+                    new = jumped, leaves, rung
+                elif callback.affect is not None:
+                    new = *self._acted(callback, time, state, leaves), alarms
+                else:
                     continue
-                new = self._acted(callback, number, time, state, leaves)
-                state, leaves = jtu.tree_map(
-                    lambda x, y, i=i: jnp.where(fired[i], x, y), new, (state, leaves)
-                )
+                state, leaves, alarms = where(fired[i], new, (state, leaves, alarms))
             after = jtu.tree_leaves(self.layout.ravel(state))
-            return [*after, *(leaves[i] for i in self.changing)]
+            changed = [leaves[i] for i in self.changing]
+            return [*after, *changed, *([] if alarms is None else [alarms])]
 
         fired = jnp.zeros(len(self.callbacks), bool)
         return self._traced(act, fired, jnp.zeros((), jnp.int32))
@@ -165,9 +196,9 @@ class EventTracer:
         ]
         continuous, discrete, scheduled = kinds
         located, tested = (
-            [(c.name, c.condition.value) for c in some] for some in (self.located, self.tested)
+            [(c, c.condition.value) for c in some] for some in (self.located, self.tested)
         )
-        refusing = [(c.name, c.refused) for c in self.callbacks if c.refuses]
+        refusing = [(c, c.refused) for c in self.callbacks if c.refuses]
         condition_jaxpr, condition_args = self.conditions(located, self.t.dtype)
         test_jaxpr, test_args = self.conditions(tested, jnp.bool_)
         refusal_jaxpr, refusal_args = self.conditions(refusing, jnp.bool_)
@@ -180,10 +211,12 @@ class EventTracer:
             continuous=continuous,
             discrete=discrete,
             scheduled=scheduled,
+            ringing=tuple(i for i, c in enumerate(self.callbacks) if isinstance(c, AlarmCallback)),
             directions=tuple(c.direction for c in self.located),
-            acts=tuple(c.affect is not None for c in self.callbacks),
+            acts=tuple(c.acts for c in self.callbacks),
             terminates=tuple(c.terminate for c in self.callbacks),
             logged=tuple(c.logged for c in self.callbacks),
+            limited=tuple(c.limited for c in self.located),
             samples=max((c.samples for c in self.located), default=0),
             save=any(c.save for c in self.located),
             changing=len(self.changing),

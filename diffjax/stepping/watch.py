@@ -206,11 +206,13 @@ class Watch:
         sighting: Sighting | None,
         accepted: Array,
         due: Array | None,
+        ringing: Array,
     ) -> tuple[Ending, Crossing]:
         """What the events at the end of a step make of it, and which they were.
 
         `before` is where the loop stands without them, `at` the step, of whose events nothing is
-        known yet; `due` are the scheduled callbacks whose time has come.
+        known yet; `due` are the scheduled callbacks whose time has come, `ringing` tells whether
+        that of a jump has.
         """
         events, state = self.events, before.events
         tested, located = None, None
@@ -222,7 +224,8 @@ class Watch:
         if sighting is not None:
             located = accepted & sighting.fired
             state = self._noted(state, sighting, accepted)
-        fired = events.fired(located, tested, None if due is None else accepted & due)
+        due = None if due is None else accepted & due
+        fired = events.fired(located, tested, due, accepted & ringing)
         happened = jnp.any(fired)
         at = at._replace(
             located=jnp.asarray(False) if located is None else jnp.any(located),
@@ -302,12 +305,14 @@ class Watch:
         code = jnp.where(
             events.any_of(events.terminates, at.events.fired), ReturnCode.terminated, state.code
         )
-        last = state.last
+        last, alarms = state.last, alg.alarms(memory)
+        if alarms is not None:
+            code = jnp.where(jnp.any(jnp.isnan(alarms)), ReturnCode.event_failed, code)
         if located is not None:
-            zeno = jnp.any(
-                located & (now - state.last <= _ZENO * resolution(now, jnp.zeros_like(now)))
-            )
-            full = jnp.any(located) & (state.log.n >= events.most)
+            limited = located & jnp.asarray(events.limited)
+            least = _ZENO * resolution(now, jnp.zeros_like(now))
+            zeno = jnp.any(limited & (now - state.last <= least))
+            full = jnp.any(limited) & (state.log.n >= events.most)
             code = jnp.where(zeno | full, ReturnCode.event_failed, code)
             last = jnp.where(located, now, state.last)
         state = EventState(values, sides, state.search, last, now, code.astype(jnp.int32), log)
