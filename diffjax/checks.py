@@ -316,7 +316,7 @@ def check_tstops(tstops: Any, prob: Problem, fixed: bool) -> None:
 
 
 def check_callbacks(
-    callback: Any, max_events: Any, adjoint: Adjoint, default: Adjoint
+    callback: Any, max_events: Any, adjoint: Adjoint, default: Adjoint, fixed: bool
 ) -> tuple[Callback, ...]:
     """The callbacks as a tuple; raises unless they are such and can be differentiated."""
     given = () if callback is None else callback
@@ -325,6 +325,10 @@ def check_callbacks(
         check_type("callback", one, Callback, "dj.ContinuousCallback(condition, affect)")
     if isinstance(max_events, bool) or not isinstance(max_events, int) or max_events < 1:
         raise ValueError(f"max_events must be a positive integer, got {max_events!r}.")
+    if fixed and any(one.refuses for one in given):
+        raise ValueError(
+            "a callback that refuses steps, such as PositiveDomain, needs adaptive steps."
+        )
     if given:
         check_takes_callbacks(adjoint, default)
     return given

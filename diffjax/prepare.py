@@ -390,6 +390,8 @@ def prepare(arguments: Arguments, options: Options) -> Ready:
 
 def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Ready:
     arguments = vary_over(axes, arguments) if axes else arguments
+    callbacks = tuple(callback.bound(arguments.problem) for callback in arguments.callbacks)
+    arguments = dataclasses.replace(arguments, callbacks=callbacks)
     given = arguments.problem.arguments()
     parts = Parts(given["p"])
     p = parts.value
