@@ -20,7 +20,7 @@ from .noise.base import NoiseProcess
 from .problems.base import Problem
 from .problems.discrete import DiscreteProblem
 from .problems.ensemble import EnsembleProblem
-from .problems.jump import JumpProblem
+from .problems.jump import JumpProblem, is_pure_jump
 from .problems.jump_kinds import RegularJump
 from .problems.parts import is_array
 from .problems.pattern import Pattern
@@ -55,6 +55,11 @@ def check_problem(prob: Any) -> None:
         raise TypeError("an EnsembleProblem is solved by dj.solve(prob, alg, trajectories=N) only.")
     if isinstance(prob, DiscreteProblem):
         raise TypeError("nothing happens in a DiscreteProblem: solve dj.JumpProblem(prob, *jumps).")
+    if is_pure_jump(prob):
+        raise TypeError(
+            "a pure jump process is solved by dj.solve as a whole, not step by step; "
+            'saveat="steps" gives every jump.'
+        )
 
 
 def check_one(**given: Any) -> None:
