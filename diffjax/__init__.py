@@ -112,6 +112,9 @@ from .events.callbacks import ContinuousCallback as ContinuousCallback
 from .events.callbacks import DiscreteCallback as DiscreteCallback
 from .events.callbacks import PeriodicCallback as PeriodicCallback
 from .events.callbacks import PresetTimeCallback as PresetTimeCallback
+from .events.library import ManifoldProjection as ManifoldProjection
+from .events.library import PositiveDomain as PositiveDomain
+from .events.library import TerminateSteadyState as TerminateSteadyState
 from .integrator import Integrator as Integrator
 from .integrator import init as init
 from .integrator import step as step

@@ -20,7 +20,7 @@ from .noise.base import NoiseProcess
 from .problems.base import Problem
 from .problems.discrete import DiscreteProblem
 from .problems.ensemble import EnsembleProblem
-from .problems.jump import JumpProblem
+from .problems.jump import JumpProblem, is_pure_jump
 from .problems.jump_kinds import RegularJump
 from .problems.parts import is_array
 from .problems.pattern import Pattern
@@ -55,6 +55,11 @@ def check_problem(prob: Any) -> None:
         raise TypeError("an EnsembleProblem is solved by dj.solve(prob, alg, trajectories=N) only.")
     if isinstance(prob, DiscreteProblem):
         raise TypeError("nothing happens in a DiscreteProblem: solve dj.JumpProblem(prob, *jumps).")
+    if is_pure_jump(prob):
+        raise TypeError(
+            "a pure jump process is solved by dj.solve as a whole, not step by step; "
+            'saveat="steps" gives every jump.'
+        )
 
 
 def check_one(**given: Any) -> None:
@@ -316,7 +321,7 @@ def check_tstops(tstops: Any, prob: Problem, fixed: bool) -> None:
 
 
 def check_callbacks(
-    callback: Any, max_events: Any, adjoint: Adjoint, default: Adjoint
+    callback: Any, max_events: Any, adjoint: Adjoint, default: Adjoint, fixed: bool
 ) -> tuple[Callback, ...]:
     """The callbacks as a tuple; raises unless they are such and can be differentiated."""
     given = () if callback is None else callback
@@ -325,6 +330,10 @@ def check_callbacks(
         check_type("callback", one, Callback, "dj.ContinuousCallback(condition, affect)")
     if isinstance(max_events, bool) or not isinstance(max_events, int) or max_events < 1:
         raise ValueError(f"max_events must be a positive integer, got {max_events!r}.")
+    if fixed and any(one.refuses for one in given):
+        raise ValueError(
+            "a callback that refuses steps, such as PositiveDomain, needs adaptive steps."
+        )
     if given:
         check_takes_callbacks(adjoint, default)
     return given

@@ -133,12 +133,16 @@ def _times(arguments: Arguments, tspan: Any, dtype: Any) -> Times:
         return t if isinstance(direction, float) and direction == 1.0 else t * direction
 
     t0, t1 = turned(t0), turned(t1)
+    if saves is not None:
+        # Times at a spacing are laid out between the ends.
+        spaced = isinstance(arguments.saveat, float)
+        saves = turned(saves) if spaced else inside_span(turned(saves), t0, t1)
     return Times(
         span=(float(tspan[0]), float(tspan[1])) if static else None,
         direction=direction,
         t0=t0,
         t1=t1,
-        saves=None if saves is None else inside_span(turned(saves), t0, t1),
+        saves=saves,
         stops=None if stops is None else turned(jnp.asarray(stops, dtype)),
     )
 
@@ -329,7 +333,6 @@ class Ready(NamedTuple):
 
     def _stats(self, outcome: Outcome) -> dict[str, Array]:
         alg, attempts = self.plan.alg, outcome.naccept + outcome.nreject
-        zero = jnp.zeros((), jnp.int32)
         work = outcome.work or {}
         initial = {} if self.start is None else self.start.work
         start = dict(alg.init_counts)
@@ -348,15 +351,15 @@ class Ready(NamedTuple):
                     extra = attempts * alg.dense_counts.get("nf", 0)
                     work["nf"] = work["nf"] + extra
         names = ("nf", "njac", "nfactor", "nsolve", "nnewton_fail", "nevents")
-        counted = {
-            name: zero
-            + start.get(name, 0)
-            + attempts * alg.step_counts.get(name, 0)
-            + outcome.ndense * alg.dense_counts.get(name, 0)
-            + work.get(name, 0)
-            + initial.get(name, 0)
-            for name in names
-        }
+        made = ((attempts, alg.step_counts), (outcome.ndense, alg.dense_counts))
+
+        def count(name: str) -> Array:
+            """The sum of what is not known to be zero, since most of it is."""
+            terms = [many * each[name] for many, each in made if each.get(name)]
+            terms += [found[name] for found in (work, initial) if name in found]
+            return sum(terms, jnp.asarray(start.get(name, 0), jnp.int32))
+
+        counted = {name: count(name) for name in names}
         return {**counted, "naccept": outcome.naccept, "nreject": outcome.nreject}
 
 
@@ -390,6 +393,8 @@ def prepare(arguments: Arguments, options: Options) -> Ready:
 
 def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Ready:
     arguments = vary_over(axes, arguments) if axes else arguments
+    callbacks = tuple(callback.bound(arguments.problem) for callback in arguments.callbacks)
+    arguments = dataclasses.replace(arguments, callbacks=callbacks)
     given = arguments.problem.arguments()
     parts = Parts(given["p"])
     p = parts.value

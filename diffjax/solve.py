@@ -271,7 +271,7 @@ def judge(
     every_step = isinstance(saveat, str)
     checks.check_saving(saveat, save_idxs, save_fn, prob)
     checks.check_tstops(tstops, prob, fixed)
-    callbacks = checks.check_callbacks(callback, max_events, adjoint, default)
+    callbacks = checks.check_callbacks(callback, max_events, adjoint, default, fixed)
     if fixed:
         tstops = (*tstops, *checks.known_times(callbacks, prob))
     checks.check_initial_state(prob)

@@ -67,6 +67,53 @@ def test_a_dense_matrix_of_the_derivative() -> None:
     np.testing.assert_allclose(sol.u, AFFINE.exact(times), rtol=2e-6)
 
 
+def test_the_jacobian_of_the_user() -> None:
+    """It takes the place of the computed one, dense or in a pattern, and no more changes: not the
+    steps, nor a derivative, in single precision, of a dictionary, and backwards in time."""
+
+    def F(du: Any, u: Any, p: Any, t: Any) -> Any:
+        x, y = u["x"], u["y"]
+        return {"x": du["x"] * (1 + x) + p * x * y, "y": y - jnp.sum(x**2) - jnp.cos(t)}
+
+    def jac(du: Any, u: Any, p: Any, gamma: Any, t: Any) -> jax.Array:
+        x, y = u["x"], u["y"]
+        rows = jnp.diag(gamma * (1 + x) + du["x"] + p * y)
+        rows = jnp.concatenate([rows, (p * x)[:, None]], axis=1)
+        return jnp.concatenate([rows, jnp.append(-2 * x, jnp.ones_like(y))[None]])
+
+    pattern = np.array([[True, False, True], [False, True, True], [True, True, True]])
+    single = jnp.float32
+    u0 = {"x": jnp.array([1.0, 0.5], single), "y": jnp.asarray(2.25, single)}
+    prob = dj.DAEProblem(
+        F, jax.tree.map(jnp.zeros_like, u0), u0, (1.0, 0.0), jnp.asarray(3.0, single)
+    )
+
+    def end(p: jax.Array, alg: dj.Algorithm, **changes: Any) -> Any:
+        sol = dj.solve(dj.remake(prob, p=p, **changes), alg, rtol=1e-4, atol=1e-5)
+        return jnp.sum(sol.u["x"]), sol.stats
+
+    def solved(alg: dj.Algorithm, **changes: Any) -> Any:
+        run = jax.value_and_grad(lambda p: end(p, alg, **changes), has_aux=True)
+        return jax.jit(run)(prob.p)
+
+    for alg, changes in (
+        (dj.DFBDF(), {"jac": jac}),
+        (dj.DFBDF(), {"jac": jac, "jac_sparsity": pattern}),
+        (dj.RadauIIA5(), {"jac": jac}),
+    ):
+        (got, stats), slope = solved(alg, **changes)
+        (wanted, plain), wanted_slope = solved(alg)
+        assert got.dtype == single
+        np.testing.assert_allclose(got, wanted, rtol=1e-4)
+        np.testing.assert_allclose(slope, wanted_slope, rtol=1e-3)
+        assert abs(int(stats.naccept) - int(plain.naccept)) <= 2
+        assert int(stats.nnewton_fail) <= int(plain.nnewton_fail) + 1
+    with pytest.raises(ValueError, match=r"jac must return an array of shape \(3, 3\)"):
+        end(prob.p, dj.DFBDF(), jac=lambda du, u, p, gamma, t: jnp.eye(2))
+    with pytest.raises(TypeError, match=r"jac must be a function jac\(du, u, p, gamma, t\)"):
+        dj.remake(prob, jac=1.0)
+
+
 def test_the_order_of_the_implicit_euler_method() -> None:
     """exp(u' + u) = 1, so that u' = -u: not linear in the derivative."""
     prob = dj.DAEProblem(

@@ -255,6 +255,20 @@ def test_scheduled_and_discrete() -> None:
     close((sol.events.t[0], -sol.u_end), (sol.t_end, np.exp(sol.t_end)), 1e-2)
 
 
+def test_saves_within_rounding_of_an_event() -> None:
+    """A save just after an event is inside the next step, not at its end."""
+    around = [np.nextafter(0.5, 0.0), 0.5, np.nextafter(0.5, 1.0), 1.0]
+    prob = dj.ODEProblem(lambda u, p, t: jnp.ones_like(u), 0.0, (0.0, 1.0))
+    callback = dj.PresetTimeCallback([0.5], lambda u, p, t: u + 1.0)
+
+    def ours(u0: jax.Array) -> jax.Array:
+        given = {"callback": callback, "dt": 0.3, "saveat": np.asarray(around)}
+        return dj.solve(prob, dj.Tsit5(), u0=u0, **given).u
+
+    for u in (ours(jnp.asarray(0.0)), jax.vmap(ours)(jnp.zeros(2))[1]):
+        close(u, [1.5, 1.5, 1.5, 2.0], 1e-14)
+
+
 def test_single_precision_pytree_in_backward_time() -> None:
     """What goes up as time goes on comes down as it goes back."""
     state = {"x": jnp.ones((), jnp.float32), "v": jnp.zeros((), jnp.float32)}

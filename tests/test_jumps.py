@@ -175,6 +175,13 @@ def test_solve_options() -> None:
     sim = dj.solve(dj.EnsembleProblem(prob), trajectories=5, key=KEY, saveat=0.25)
     alone = dj.solve(prob, key=jax.random.fold_in(KEY, 3), saveat=0.25)
     np.testing.assert_array_equal(sim.u[3], alone.u)
+    mesh = jax.make_mesh((jax.device_count(),), ("paths",))
+    spread = dj.solve(
+        dj.EnsembleProblem(prob), trajectories=5, key=KEY, saveat=0.25, mesh=mesh, batch_size=1
+    )
+    np.testing.assert_array_equal(spread.u, sim.u)
+    with pytest.raises(TypeError, match="as a whole"):
+        dj.init(prob, dj.SSAStepper(), key=KEY)
 
     @jax.jit
     def traced(end: Any) -> Any:

@@ -62,6 +62,24 @@ def test_back_and_forth():
     assert steps < 1.5 * steps_alone
 
 
+def test_a_multistep_method_keeps_what_it_was_handed():
+    """Its first steps, of order one, are so short that they would be stable for the explicit
+    method; to be sent back for that took a hundred times the steps. The explicit method is steered
+    by the order of its own error."""
+    n = 100
+    rates = jnp.geomspace(1.0, 1e4, n)
+    prob = dj.ODEProblem(lambda u, p, t: rates * (jnp.cos(t) - u), jnp.ones(n), (0.0, 10.0))
+    steps = {}
+    for alg in (dj.AutoTsit5(dj.FBDF()), dj.FBDF()):
+        sol = dj.solve(prob, alg, rtol=1e-5, atol=1e-5, max_steps=2000)
+        steps[alg.name] = int(sol.stats.naccept)
+        exact = (rates**2 * jnp.cos(10.0) + rates * jnp.sin(10.0)) / (1 + rates**2)
+        np.testing.assert_allclose(sol.u[-1][1:], exact[1:], atol=2e-4)
+    auto, alone = steps.values()
+    assert auto < alone + 60
+    assert dj.AutoTsit5(dj.FBDF()).error_order == dj.Tsit5().error_order
+
+
 def solved_by_scipy():
     from scipy.integrate import solve_ivp
 

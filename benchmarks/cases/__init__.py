@@ -12,6 +12,7 @@ from benchmarks.cases import (
     bruss1d,
     dense_memory,
     ensemble,
+    events,
     first_call,
     forward,
     gradient,
@@ -56,5 +57,6 @@ def all_cases() -> dict[str, Callable[[], list[Row]]]:
         "ensemble_scaling": ensemble.rows,
         "sde_euler": stochastic.euler_rows,
         "jump_sir": jumps.rows,
+        "events": events.rows,
     }
     return adaptive | others

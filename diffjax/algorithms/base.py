@@ -93,6 +93,9 @@ class Algorithm(eqx.Module):
     needs_independent_noises: ClassVar[bool] = False
     # The continuous extension is the line between both ends of a step, and needs nothing of it.
     is_dense_linear: ClassVar[bool] = False
+    # Whether the sizes of its steps follow from a rule of its own (`StepResult.dt_next`), so that
+    # `error_order` serves for the first step alone.
+    sizes_steps: ClassVar[bool] = False
     # Whether M in M u' = f may be another matrix than the identity.
     takes_mass_matrix: ClassVar[bool] = False
     # Statistics that every step counts for itself, by name. An algorithm whose steps iterate counts

@@ -18,7 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..linear.coordinates import Coordinates
 from .base import Algorithm, Field, Memory, Norm, State, StepResult
@@ -64,12 +64,13 @@ class Formula(NamedTuple):
 
 
 class _Decision(NamedTuple):
-    """What follows from the error of a step."""
+    """What follows from the error of a step; `settled` as `after_acceptance` says."""
 
     error: Scalar | None
     if_accepted: Choice
     if_rejected: Choice
     dt_next: Scalar | None
+    settled: Bool[Array, ""] | bool = True
 
 
 class BDF(Algorithm):
@@ -81,6 +82,7 @@ class BDF(Algorithm):
     """
 
     takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem"})
+    sizes_steps: ClassVar[bool] = True
     takes_mass_matrix: ClassVar[bool] = True
     counted: ClassVar[tuple[str, ...]] = Work._fields
 
@@ -168,7 +170,8 @@ class BDF(Algorithm):
             stages=(up_to(order, history.differences), formula.past.distances),
             counts=jnp.stack(solved.work),
             dt_next=decision.dt_next,
-            stiffness=scaled(solved.radius, jnp.abs(dt)),
+            # Steps that are about to grow are short, but the problem is none the less stiff.
+            stiffness=jnp.where(decision.settled, scaled(solved.radius, jnp.abs(dt)), jnp.nan),
         )
 
     def _decide(
@@ -191,13 +194,14 @@ class BDF(Algorithm):
         )
         error = error_or_failed(same, solved.done.converged, solved.regular)
         errors, before = (below, error, above), memory.history.steps[0]
-        if_accepted, growth = after_acceptance(
+        if_accepted, growth, settled = after_acceptance(
             choice, errors, dt.astype(before.dtype), before, self.max_order
         )
         usable = solved.done.converged & jnp.isfinite(error)
         if_rejected, cut = after_rejection(choice, errors, usable)
         factor = jnp.where(usable & (error <= 1), growth, cut)
-        return _Decision(error, if_accepted, if_rejected, dt * factor.astype(dt.dtype))
+        dt_next = dt * factor.astype(dt.dtype)
+        return _Decision(error, if_accepted, if_rejected, dt_next, settled)
 
     def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:
         """The start and the coefficients of `extension`."""

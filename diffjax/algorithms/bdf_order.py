@@ -50,8 +50,9 @@ def risen(choice: Choice, highest: int) -> Choice:
 
 def after_acceptance(
     choice: Choice, errors: Errors, h: Scalar, before: Scalar, max_order: int
-) -> tuple[Choice, Scalar]:
-    """The choice for the next step, and the factor of its size.
+) -> tuple[Choice, Scalar, Bool[Array, ""]]:
+    """The choice for the next step, the factor of its size, and whether it is the errors that keep
+    that from growing: not the past, as after a start or a change.
 
     `before` is the size of the step before, zero if there was none.
     """
@@ -68,7 +69,8 @@ def after_acceptance(
     due = (kept > order) | fresh
     factor = jnp.where(due & ~held, jnp.minimum(best, largest), 1)
     changed = due & (~held | (shift != 0))
-    return Choice(order + jnp.where(due, shift, 0), jnp.where(changed, 0, kept)), factor
+    choice = Choice(order + jnp.where(due, shift, 0), jnp.where(changed, 0, kept))
+    return choice, factor, due & (held | (factor < 1))
 
 
 def after_rejection(

@@ -137,6 +137,15 @@ class Field(eqx.Module):
         leaves = jax.tree_util.tree_leaves(u)
         return evaluate(self.jac_jaxpr, (), *self.jac_args, t, *leaves)[0]
 
+    def jacobians(
+        self, t: Float[Array, ""], du: State, u: State
+    ) -> tuple[Float[Array, "n n"], Float[Array, "n n"]]:
+        """The user's dF/du' and dF/du, if there are such."""
+        assert self.jac_args is not None
+        leaves = jax.tree_util.tree_leaves((du, u))
+        of_slope, of_state = evaluate(self.jac_jaxpr, (), *self.jac_args, t, *leaves)
+        return of_slope, of_state
+
     def during(self, number: Array) -> "Field":
         """The field of one step of the solve, which knows its noise by its number."""
         if self.diffusion is None:

@@ -78,7 +78,11 @@ class VectorField:
         """What `shifted` makes the residual's derivatives of."""
         if self.field.slope is None:
             return self.value_and_jacobian(t, v)[1]
-        sparsity = self.field.sparsity
+        sparsity, back = self.field.sparsity, self.coordinates.unflatten
+        if self.field.jac_args is not None:
+            given = self.field.jacobians(t, back(slope), back(v))
+            of_slope, of_state = (x if sparsity is None else sparsity.of_dense(x) for x in given)
+            return of_slope, of_state
         find = value_and_jacobian if sparsity is None else sparsity.value_and_jacobian
         _, of_slope = find(lambda slope: -self.residual(t, v, slope), slope)
         _, of_state = find(lambda v: -self.residual(t, v, slope), v)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from ..problems.parts import Parts, UserFunction, is_array
 
@@ -23,6 +23,8 @@ class Callback(eqx.Module):
 
     # Whether it is entered in `sol.events`.
     logged: ClassVar[bool] = True
+    # Whether steps to some states are refused, as `refused` says.
+    refuses: ClassVar[bool] = False
     # Whether too many of it end the solve.
     limited: ClassVar[bool] = True
 
@@ -35,6 +37,14 @@ class Callback(eqx.Module):
     def name(self) -> str:
         """What error messages call it."""
         return type(self).__name__
+
+    def bound(self, problem: Any) -> "Callback":
+        """The callback of a solve of this problem."""
+        return self
+
+    def refused(self, u: PyTree, p: Any, t: Array) -> Bool[Array, ""]:
+        """Whether a step that ends in this state is to be taken again with a smaller one."""
+        raise NotImplementedError
 
 
 def _held(name: str, function: Any) -> UserFunction:

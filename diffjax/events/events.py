@@ -20,6 +20,7 @@ class EventArgs(NamedTuple):
     conditions: tuple[Array, ...]
     tests: tuple[Array, ...]
     affects: tuple[Array, ...]
+    refusals: tuple[Array, ...]
     owners: Bool[Array, "stops scheduled"] | None = None
 
 
@@ -27,8 +28,9 @@ class EventArgs(NamedTuple):
 class Events:
     """The callbacks of a solve; numbers are positions in the order they are listed in.
 
-    - `condition_jaxpr`, `test_jaxpr`, `affect_jaxpr`: all conditions of continuous callbacks, those
-        of discrete ones, all affects in turn; traced once.
+    - `condition_jaxpr`, `test_jaxpr`, `affect_jaxpr`, `refusal_jaxpr`: all conditions of continuous
+        callbacks, those of discrete ones, all affects in turn, and whether the end of a step is
+        refused; traced once.
     - `continuous`, `discrete`, `scheduled`: which callbacks are of which kind.
     - `directions`: of the continuous ones; `limited`: whether too many of them end the solve.
     - `ringing`: those that act when a jump is due.
@@ -42,6 +44,7 @@ class Events:
     condition_jaxpr: Any
     test_jaxpr: Any
     affect_jaxpr: Any
+    refusal_jaxpr: Any
     continuous: tuple[int, ...]
     discrete: tuple[int, ...]
     scheduled: tuple[int, ...]
@@ -64,7 +67,7 @@ class Events:
     @property
     def jaxprs(self) -> tuple[Any, ...]:
         """All that was traced; None for what there is not."""
-        return self.condition_jaxpr, self.test_jaxpr, self.affect_jaxpr
+        return self.condition_jaxpr, self.test_jaxpr, self.affect_jaxpr, self.refusal_jaxpr
 
     def conditions(
         self, args: EventArgs, t: Array, u: State, parameters: Parameters
@@ -79,6 +82,14 @@ class Events:
         """Which discrete callbacks' conditions are met."""
         leaves = jtu.tree_leaves(u)
         return evaluate(self.test_jaxpr, (), *args.tests, *parameters, t, *leaves)[0]
+
+    def refused(
+        self, args: EventArgs, t: Array, u: State, parameters: Parameters
+    ) -> Bool[Array, ""]:
+        """Whether a step must not end here."""
+        leaves = jtu.tree_leaves(u)
+        refusals = evaluate(self.refusal_jaxpr, (), *args.refusals, *parameters, t, *leaves)[0]
+        return jnp.any(refusals)
 
     def affect(
         self,

@@ -32,11 +32,13 @@ class DAEProblem(Problem):
     - `p`: parameters, any pytree.
     - `differential_vars`: which variables are differential, a pytree of booleans like `u0` (for one
         array a list will do). By default those whose derivative F depends on at the start.
+    - `jac`: a function `jac(du, u, p, gamma, t)` for gamma*dF/du' + dF/du, of shape (n, n); by
+        default these are computed from F. The elements of a pytree count leaf by leaf.
     - `jac_sparsity`: where the derivatives of F by u' and by u may have entries, as in
         `dj.ODEProblem`.
 
-    **Raises:** `TypeError` if `F` is not callable; `ValueError` or `TypeError` for a bad `tspan`,
-    `differential_vars` or `jac_sparsity`.
+    **Raises:** `TypeError` if `F` or `jac` is not callable; `ValueError` or `TypeError` for a bad
+    `tspan`, `differential_vars` or `jac_sparsity`.
 
     !!! example
         ```python
@@ -52,6 +54,7 @@ class DAEProblem(Problem):
     _u0: Parts | UserFunction
     _tspan: Parts | UserFunction
     _p: Parts
+    _jac: UserFunction | None
     _differential_vars: Any = eqx.field(static=True)
     _jac_sparsity: Any = eqx.field(static=True)
 
@@ -64,11 +67,17 @@ class DAEProblem(Problem):
         p: PyTree = None,
         *,
         differential_vars: PyTree = None,
+        jac: Callable[[Any, Any, Any, Any, Any], Any] | None = None,
         jac_sparsity: Any = None,
     ) -> None:
         if not callable(F):
             raise TypeError(f"F must be a function F(du, u, p, t), got {type(F).__name__}.")
+        if jac is not None and not callable(jac):
+            raise TypeError(
+                f"jac must be a function jac(du, u, p, gamma, t), got {type(jac).__name__}."
+            )
         self._F = UserFunction(F)
+        self._jac = None if jac is None else UserFunction(jac)
         self._du0 = hold(du0)
         self._u0 = hold(u0)
         self._tspan = hold_span(tspan)
@@ -107,6 +116,11 @@ class DAEProblem(Problem):
         return self._differential_vars
 
     @property
+    def jac(self) -> Callable[[Any, Any, Any, Any, Any], Any] | None:
+        """The user's Jacobian, if there is one."""
+        return None if self._jac is None else self._jac.value
+
+    @property
     def jac_sparsity(self) -> Any:
         """Where the Jacobians may have entries: a pair, `"detect"`, or a `Pattern`."""
         return self._jac_sparsity
@@ -119,6 +133,7 @@ class DAEProblem(Problem):
             "tspan": self.tspan,
             "p": self.p,
             "differential_vars": self.differential_vars,
+            "jac": self.jac,
             "jac_sparsity": self.jac_sparsity,
         }
 

@@ -165,6 +165,8 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         result = self.alg.step(field, c.t, dt, c.u, c.memory, self.norm)
         assert result.error is not None
         error = jax.lax.stop_gradient(result.error)
+        if self.watch is not None:
+            error = self.watch.judged(c.t, dt, result, error)
         accepted = (error <= 1) & result.ok
         active = self.active(c) if masked else None
         if active is not None:

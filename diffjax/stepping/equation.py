@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 
 from ..algorithms.base import Field
 from .layout import Layout
-from .matrices import lay_out_mass, lay_out_sparsity, trace_jacobian
+from .matrices import lay_out_mass, lay_out_sparsity, trace_jacobian, trace_jacobians
 from .trace import trace_field, trace_residual
 
 
@@ -29,14 +29,15 @@ def trace_equation(
     leaves those that are `changing` come last among the arguments of each function.
     """
     sparsity = lay_out_sparsity(problem, layout, u, p.value, t)
-    if "F" in problem:
+    jac, traced, implicit = problem.get("jac"), (None, None), "F" in problem
+    if jac is not None:
+        trace = trace_jacobians if implicit else trace_jacobian
+        traced = trace(jac, layout, u, p, t, direction, changing)
+    if implicit:
         jaxpr, args = trace_residual(problem["F"], layout, u, p, t, direction, changing)
         slope = jtu.tree_map(jnp.zeros_like, layout.ravel(u))
-        return Field(jaxpr, args, slope=slope, sparsity=sparsity)
+        return Field(jaxpr, args, None, *traced, slope=slope, sparsity=sparsity)
     jaxpr, args = trace_field(problem["f"], layout, u, p, t, direction, changing)
-    mass, jac = problem.get("mass_matrix"), problem.get("jac")
+    mass = problem.get("mass_matrix")
     laid_out = None if mass is None else lay_out_mass(mass, layout, sparsity)
-    traced = (None, None)
-    if jac is not None:
-        traced = trace_jacobian(jac, layout, u, p, t, direction, changing)
     return Field(jaxpr, args, laid_out, *traced, sparsity=sparsity)

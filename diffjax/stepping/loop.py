@@ -46,13 +46,19 @@ def drive(
 
 def integrate(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep) -> Outcome:
     """Solve, choosing the driver by whether a `vmap` is around."""
+
+    def idle(inputs: Inputs, settings: Settings) -> Outcome:
+        # A first step that is given, since to choose one is half of what there would be to trace.
+        settings = settings._replace(dt=inputs.t1)
+        return drive(plan, inputs, settings, keep, idle=True)
+
     return one_or_many(
         lambda i, s: drive(plan, i, s, keep),
         lambda i, s: drive(plan, i, s, keep, many=True),
         inputs,
         settings,
         native=plan.small,
-        like=lambda i, s: drive(plan, i, s, keep, idle=True),
+        like=idle,
     )
 
 

@@ -132,6 +132,40 @@ def trace_jacobian(
     return hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)), changing)
 
 
+def trace_jacobians(
+    jac: Callable[[Any, Any, Any, Any, Any], Any],
+    layout: Layout,
+    u: PyTree,
+    p: Any,
+    t: Array,
+    direction: Any,
+    changing: tuple[int, ...] = (),
+) -> tuple[Any, tuple[Array, ...]]:
+    """As `trace_jacobian` of the user's gamma*dF/du' + dF/du, both of which follow from two gammas;
+    the arguments of what is traced are those of the residual.
+
+    **Raises:** `ValueError` or `TypeError` if `jac` does not return a matrix that fits the state.
+    """
+    leaves, structure = jtu.tree_flatten(p)
+    raveled, dtype = jtu.tree_leaves(layout.ravel(u)), layout.time_dtype
+
+    def matrices(parameters: list[Array], t: Array, *given: Array) -> tuple[Array, Array]:
+        slope, state = given[: len(raveled)], given[len(raveled) :]
+        turned = [x * jnp.asarray(direction).astype(x.dtype) for x in slope]
+        du, u = (layout.unravel(x[0] if len(x) == 1 else tuple(x)) for x in (turned, state))
+        value = jtu.tree_unflatten(structure, parameters).value
+
+        def at(gamma: float) -> Array:
+            made = jac(du, u, value, jnp.asarray(gamma, dtype), t * direction)
+            return lay_out_matrix(_checked(made, layout), layout)
+
+        of_state = at(0.0)
+        return (at(1.0) - of_state) * jnp.asarray(direction).astype(dtype), of_state
+
+    closed = jax.make_jaxpr(matrices)(leaves, t, *raveled, *raveled)
+    return hoist(closed.jaxpr, (*closed.consts, *map(jnp.asarray, leaves)), changing)
+
+
 def _checked(jacobian: Any, layout: Layout) -> Array:
     """A Jacobian as a square matrix, or a clear error."""
     elements, imaginary = layout.coordinates()
@@ -143,7 +177,7 @@ def _checked(jacobian: Any, layout: Layout) -> Array:
         got = getattr(jacobian, "shape", type(jacobian).__name__)
         raise ValueError(
             f"jac must return an array of shape {' or '.join(map(str, dict.fromkeys(wanted)))}, "
-            f"with jac[i, j] the derivative of f[i] with respect to u[j]; got {got}. "
+            f"with jac[i, j] the derivative of row i with respect to u[j]; got {got}. "
             "If it returns rows of numbers, use jnp.array or jnp.stack."
         )
     if jnp.iscomplexobj(jacobian) and not imaginary.any():

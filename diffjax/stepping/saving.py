@@ -41,7 +41,9 @@ class Saver:
         if self.plan.events is None:
             return row
         moved = self.plan.observe(self.inputs.save_args, self.stepper.state(carry), ts)
-        return chosen(just_happened(carry.events, ts), moved, row)
+        # A save some rounding later is inside the step after.
+        here = self.stepper.time(carry) <= carry.events.latest
+        return chosen(here & just_happened(carry.events, ts), moved, row)
 
     def initial_row(self) -> list[Array]:
         inputs = self.inputs

@@ -142,22 +142,22 @@ class EventTracer:
         return hoist(closed.jaxpr, tuple(closed.consts))
 
     def conditions(
-        self, callbacks: Sequence[ContinuousCallback] | Sequence[DiscreteCallback], dtype: Any
+        self, conditions: Sequence[tuple[Callback, Any]], dtype: Any
     ) -> tuple[Any, tuple[Array, ...]]:
-        """The conditions of some callbacks in one array."""
-        if not callbacks:
+        """Conditions, each with its callback, in one array."""
+        if not conditions:
             return None, ()
 
         def values(parameters: Sequence[Array], t: Array, u: Sequence[Array]) -> Array:
             state, time = self._user(t, u)
             p = self._parameters(self._with(parameters))
 
-            def value(callback: ContinuousCallback | DiscreteCallback) -> Array:
+            def value(callback: Callback, condition: Any) -> Array:
                 whole = not self.has_hazards or isinstance(callback, HazardCallback)
                 given = state if whole else state[0]
-                return _scalar(callback, callback.condition.value(given, p, time), dtype)
+                return _scalar(callback.name, condition(given, p, time), dtype)
 
-            return jnp.stack([value(callback) for callback in callbacks])
+            return jnp.stack([value(*condition) for condition in conditions])
 
         return self._traced(values)
 
@@ -195,13 +195,19 @@ class EventTracer:
             for kind in (ContinuousCallback, DiscreteCallback, ScheduledCallback)
         ]
         continuous, discrete, scheduled = kinds
-        condition_jaxpr, condition_args = self.conditions(self.located, self.t.dtype)
-        test_jaxpr, test_args = self.conditions(self.tested, jnp.bool_)
+        located, tested = (
+            [(c, c.condition.value) for c in some] for some in (self.located, self.tested)
+        )
+        refusing = [(c, c.refused) for c in self.callbacks if c.refuses]
+        condition_jaxpr, condition_args = self.conditions(located, self.t.dtype)
+        test_jaxpr, test_args = self.conditions(tested, jnp.bool_)
+        refusal_jaxpr, refusal_args = self.conditions(refusing, jnp.bool_)
         affect_jaxpr, affect_args = self.affects()
         events = Events(
             condition_jaxpr=condition_jaxpr,
             test_jaxpr=test_jaxpr,
             affect_jaxpr=affect_jaxpr,
+            refusal_jaxpr=refusal_jaxpr,
             continuous=continuous,
             discrete=discrete,
             scheduled=scheduled,
@@ -216,22 +222,22 @@ class EventTracer:
             changing=len(self.changing),
             most=most,
         )
-        return events, EventArgs(condition_args, test_args, affect_args)
+        return events, EventArgs(condition_args, test_args, affect_args, refusal_args)
 
 
-def _scalar(callback: Callback, value: Any, dtype: Any) -> Array:
+def _scalar(name: str, value: Any, dtype: Any) -> Array:
     """The value of a condition, or a clear error."""
     shape, given = jnp.shape(value), jnp.asarray(value).dtype
     wants_bool = dtype == jnp.bool_
     if shape != ():
         raise ValueError(
-            f"the condition of {callback.name} must be a scalar, got shape {shape}; give a "
+            f"the condition of {name} must be a scalar, got shape {shape}; give a "
             "callback for each component, or reduce it, for example by jnp.min."
         )
     is_bool = given == jnp.bool_
     if wants_bool != is_bool or jnp.issubdtype(given, jnp.complexfloating):
         wanted = "a boolean" if wants_bool else "a real number, which changes its sign at the event"
-        raise TypeError(f"the condition of {callback.name} must be {wanted}, got {given}.")
+        raise TypeError(f"the condition of {name} must be {wanted}, got {given}.")
     return jnp.asarray(value).astype(dtype)
 
 

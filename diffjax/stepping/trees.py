@@ -13,8 +13,9 @@ T = TypeVar("T")
 
 
 def where(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
-    """`yes` or `no` by one scalar condition."""
-    return jtu.tree_map(lambda x, y: jnp.where(condition, x, y), yes, no)
+    """`yes` or `no`, of the same types, by one scalar condition."""
+    # By `lax`, since `jax.numpy.where` takes several times as long to trace.
+    return jtu.tree_map(lambda x, y: jax.lax.select(condition, x, y), yes, no)
 
 
 def chosen(condition: Array, yes: PyTree, no: PyTree) -> PyTree:

@@ -124,6 +124,15 @@ class Watch:
         on = state.search.on
         return jnp.where(on, state.search.aim, dt), landing & ~on
 
+    def judged(self, t: Array, dt: Array, result: StepResult, error: Array) -> Float[Array, ""]:
+        """The error of a step; if some callback refuses its end, one that halves it at least."""
+        events = self.events
+        if events.refusal_jaxpr is None:
+            return error
+        args, end, memory = jax.lax.stop_gradient((self.args, result.u, result.memory))
+        refused = events.refused(args, t + dt, end, self.alg.parameters(memory))
+        return jnp.where(refused, jnp.maximum(error, 2.0**self.plan.error_exponent), error)
+
     def look(
         self,
         state: EventState,
