@@ -3,6 +3,7 @@
 The references are forward sensitivities, differences, closed forms and published figures.
 """
 
+import re
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -330,6 +331,37 @@ def test_lanes_have_the_gradients_of_a_loop(adjoint: dj.Adjoint) -> None:
 
     got = jax.jit(jax.grad(total, argnums=(0, 1)))(jnp.ones(4), _PS)
     close(got, gradients_of_a_loop(adjoint), 1e-9)
+
+
+def operands_of_products(text: str) -> set[tuple[int, ...]]:
+    """Shapes of all that is multiplied as a matrix in a lowered program."""
+    found = set()
+    for operands in re.findall(r"stablehlo.dot_general.*: \((.*)\) ->", text):
+        for dimensions in re.findall(r"tensor<([0-9x]*)xf64>", operands):
+            found.add(tuple(int(n) for n in dimensions.split("x")))
+    return found
+
+
+@pytest.mark.parametrize("name", ["backsolve", "interpolating", "gauss"])
+def test_shared_weights_are_not_copied_a_lane(name: str) -> None:
+    """Cotangents are integrated in every lane, but what lanes multiply with is one matrix."""
+    lanes, width = 5, 23
+    net = eqx.nn.MLP(2, 2, width, 1, jnp.tanh, key=jax.random.key(0))
+    arrays, static = eqx.partition(net, eqx.is_array)
+
+    def total(arrays: Any, u0s: jax.Array) -> jax.Array:
+        def one(u0: jax.Array) -> jax.Array:
+            prob = dj.ODEProblem(lambda u, p, t: eqx.combine(p, static)(u), u0, (0.0, 1.0), arrays)
+            options = {"max_steps": 32, "saveat": 0.5, "adjoint": ADJOINTS[name]}
+            return jnp.sum(dj.solve(prob, dj.Tsit5(), **options).u ** 2)
+
+        return jnp.sum(jax.vmap(one)(u0s))
+
+    u0s = jnp.linspace(0.5, 1.0, 2 * lanes).reshape(lanes, 2)
+    shapes = operands_of_products(jax.jit(jax.grad(total)).lower(arrays, u0s).as_text())
+    assert (width, 2) in shapes
+    for shape in ((width, 2), (2, width)):
+        assert not {(lanes, *shape), (*shape, lanes)} & shapes
 
 
 @cache

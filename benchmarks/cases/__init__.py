@@ -20,6 +20,7 @@ from benchmarks.cases import (
     neural,
     stiff,
     stochastic,
+    stochastic_gradient,
 )
 
 
@@ -56,6 +57,7 @@ def all_cases() -> dict[str, Callable[[], list[Row]]]:
         "bruss1d": bruss1d.rows,
         "ensemble_scaling": ensemble.rows,
         "sde_euler": stochastic.euler_rows,
+        "sde_gradient": stochastic_gradient.rows,
         "jump_sir": jumps.rows,
         "events": events.rows,
     }
