@@ -329,7 +329,12 @@ def _solve(dynamic: Any, static: Any, structure: Any, options: Options) -> dict[
     arguments: Arguments = jtu.tree_unflatten(structure, leaves)
     ready = prepare(arguments, options)
     outcome = options.adjoint.solve(ready.plan, ready.inputs, ready.settings)
-    result = ready.present(outcome, options)
+    result = ready.present(
+        outcome,
+        save_every=options.save_every,
+        estimates=options.estimates,
+        dense=options.dense,
+    )
     if options.throw:
         failed = result["retcode"] > ReturnCode.terminated
         result["u"] = eqx.error_if(result["u"], failed, "diffjax.solve did not reach its end.")
