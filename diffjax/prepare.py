@@ -16,6 +16,7 @@ from .algorithms.accompanied import Accompanied
 from .algorithms.base import Algorithm, Memory
 from .checks import SPAN_SLACK
 from .events.callbacks import Callback
+from .events.library import SavingCallback
 from .jumps.hybrid import hybrid
 from .noise.driving import noise_of_solve, own_noise
 from .problems.base import Kind, Problem, remake, tree_of_arrays
@@ -194,7 +195,6 @@ def prepare(arguments: Arguments, options: Options) -> Ready:
 def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Ready:
     arguments = vary_over(axes, arguments) if axes else arguments
     callbacks = tuple(callback.bound(arguments.problem) for callback in arguments.callbacks)
-    arguments = dataclasses.replace(arguments, callbacks=callbacks)
     given = arguments.problem.arguments()
     parts = Parts(given["p"])
     p = parts.value
@@ -203,7 +203,10 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     layout = Layout(u0)
     times = vary_over(axes, _times(arguments, tspan, layout.time_dtype))
     state = vary_over(axes, jtu.tree_map(jnp.asarray, u0))
-    callbacks, alarms, has_hazards = arguments.callbacks, None, False
+    savers = [c for c in callbacks if isinstance(c, SavingCallback)]
+    callbacks = tuple(c for c in callbacks if not isinstance(c, SavingCallback))
+    times, merged = _with_savers(times, savers, tspan, options.save_every)
+    alarms, has_hazards = None, False
     if arguments.jumps is not None:
         jumping = hybrid(arguments.jumps, given, state, p, times.t0, arguments.key)
         given, has_hazards, alarms = jumping.given, jumping.has_hazards, jumping.alarms
@@ -236,6 +239,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
             changing,
         )
     save = saving(arguments.save_fn, options.save_idxs)
+    save = _with_saved(save, savers) if savers else save
     if has_hazards:
         save = _of_user(save)
     save_jaxpr, save_args, saved_shapes = trace_saving(
@@ -264,7 +268,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     )
     scheduled = scheduled_stops(callbacks, times, layout.time_dtype)
     at_start = may_start(callbacks, times.span)
-    saves = None if options.save_every else times.saves
+    saves = None if options.save_every and not savers else times.saves
     stops = None if options.fixed else times.stops
     if scheduled and not options.fixed:
         stops = _merged(stops, in_span(scheduled, times.t0, times.t1), times.t1)
@@ -315,7 +319,8 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         start = consistent_start(plan, inputs, settings, options.initialize, differential)
         inputs = start.inputs
     inputs = inputs._replace(past=_past(arguments.resume, plan, inputs, times.direction))
-    traced_saves = times.span is None or not isinstance(arguments.saveat, float | None)
+    spacings = [arguments.saveat, *(saver.saveat for saver in savers)]
+    traced_saves = times.span is None or not all(isinstance(x, float | None) for x in spacings)
     # A stochastic solve has no derivative by its save times.
     traced_saves = traced_saves and not arguments.problem.stochastic
     return Ready(
@@ -329,7 +334,38 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         start,
         first,
         has_hazards,
+        merged,
     )
+
+
+def _with_savers(
+    times: Times, savers: list[SavingCallback], tspan: Any, save_every: bool
+) -> tuple[Times, tuple[Array, ...] | None]:
+    """The times with those of callbacks that save among the save times; and where each of the
+    solve's own and of theirs is among all, None without such callbacks."""
+    if not savers:
+        return times, None
+    dtype, own = times.t0.dtype, times.saves
+    lists = [jnp.zeros(0, dtype) if own is None or save_every else own]
+    for saver in savers:
+        found = save_times(saver.saveat, tspan, dtype)
+        assert found is not None
+        lists.append(inside_span(found * times.direction, times.t0, times.t1))
+    every = jnp.concatenate(lists)
+    order = jnp.argsort(jax.lax.stop_gradient(every), stable=True)
+    ends = np.cumsum([len(x) for x in lists])[:-1]
+    places = jnp.split(jnp.argsort(order), ends)
+    return times._replace(saves=every[order]), tuple(places)
+
+
+def _with_saved(save: Any, savers: list[SavingCallback]) -> Callable[[Any, Any, Any], Any]:
+    """What the solve saves, and what callbacks do."""
+
+    def both(u: Any, p: Any, t: Any) -> Any:
+        own = u if save is None else save(u, p, t)
+        return own, tuple(saver.save_fn.value(u, p, t) for saver in savers)
+
+    return both
 
 
 def _of_user(save: Callable[[Any, Any, Any], Any] | None) -> Callable[[Any, Any, Any], Any]:

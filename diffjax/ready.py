@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from .algorithms.implicit import derivative
 from .stepping.estimates import step_estimates
@@ -36,11 +36,21 @@ class Times(NamedTuple):
     stops: Array | None
 
 
+class Saved(NamedTuple):
+    """What a `dj.SavingCallback` has saved: times `t`, values `u` with a leading time axis, of
+    which the first `n` were reached; the others are NaN."""
+
+    t: Float[Array, " T"]
+    u: PyTree
+    n: Int[Array, ""]
+
+
 class Ready(NamedTuple):
     """All that a solve needs, and what its outcome is presented with.
 
     `start` is None where nothing had to be made consistent, `first` where nothing happens at it.
-    With `has_hazards` the state is the pair of the user's and theirs.
+    With `has_hazards` the state is the pair of the user's and theirs. `merged` says where among the
+    save times those of the solve and of callbacks that save are; None without such callbacks.
     """
 
     plan: Plan
@@ -53,6 +63,7 @@ class Ready(NamedTuple):
     start: Start | None
     first: FirstEvents | None
     has_hazards: bool
+    merged: tuple[Array, ...] | None
 
     def _unravel(self, u: Any) -> PyTree:
         """The user's state of a laid-out one."""
@@ -67,18 +78,16 @@ class Ready(NamedTuple):
         outcome = outcome._replace(status=self._status(outcome))
         ended = outcome.status <= ReturnCode.terminated
         u_end, t_end = self._unravel(outcome.u_end), outcome.t_end * turn
+        saved = None if outcome.rows is None else self._saved(outcome)
         if self.plan.every_step and save_every:
             t, u, n = self._every_step(outcome)
-        elif outcome.rows is not None:
-            assert outcome.saved is not None
-            assert self.inputs.saves is not None
-            t, n = self.inputs.saves * turn, outcome.saved
-            u = self._rows(self._with_start(outcome.rows) if self.traced_saves else outcome.rows)
+        elif saved is not None and saved[0].t.size:
+            t, u, n = saved[0]
         else:
             t, n = t_end[None], ended.astype(jnp.int32)
             row = self.plan.observe(self.inputs.save_args, outcome.u_end, outcome.t_end)
             # A product, so that the derivative of what was not reached is NaN as well.
-            u = self._rows([x[None] * _one_or_nan(ended, x) for x in row])
+            u = self._own(self._rows([x[None] * _one_or_nan(ended, x) for x in row]))
         result = {
             "t": t,
             "u": u,
@@ -89,6 +98,8 @@ class Ready(NamedTuple):
             "retcode": outcome.status,
             "final": self._final(outcome, t_end, u_end, turn),
         }
+        if self.merged is not None and saved is not None:
+            result["saved"] = tuple(saved[1:])
         if self.inputs.noise is not None:
             result["noise"] = NoisePath.of(self.plan, self.inputs, turn)
         if outcome.log is not None:
@@ -109,6 +120,28 @@ class Ready(NamedTuple):
                 "direction": jnp.asarray(turn, self.inputs.t0.dtype),
             }
         return result
+
+    def _saved(self, outcome: Outcome) -> list[Saved]:
+        """What was saved, first by the solve itself, then by each callback that saves."""
+        assert outcome.rows is not None
+        assert outcome.saved is not None
+        assert self.inputs.saves is not None
+        t, n = self.inputs.saves * self.times.direction, outcome.saved
+        rows = self._rows(self._with_start(outcome.rows) if self.traced_saves else outcome.rows)
+        if self.merged is None:
+            return [Saved(t, rows, n)]
+
+        def part(places: Array, values: PyTree) -> Saved:
+            reached = jnp.sum(places.astype(n.dtype) < n, dtype=n.dtype)
+            return Saved(t[places], jtu.tree_map(lambda x: x[places], values), reached)
+
+        own, others = rows
+        pairs = zip(self.merged, (own, *others), strict=True)
+        return [part(places, values) for places, values in pairs]
+
+    def _own(self, rows: PyTree) -> PyTree:
+        """Of rows of all that is saved what the solve itself saves."""
+        return rows if self.merged is None else rows[0]
 
     def _events(self, log: EventLog) -> Happenings:
         turn = self.times.direction
@@ -158,7 +191,7 @@ class Ready(NamedTuple):
         args = self.inputs.save_args
         rows = jax.vmap(lambda t, u: self.plan.observe(args, u, t))(tape.t, tape.u)
         rows = [_nan_unless(filled.reshape((-1,) + (1,) * (x.ndim - 1)), x) for x in rows]
-        return t * self.times.direction, self._rows(rows), n
+        return t * self.times.direction, self._own(self._rows(rows)), n
 
     def _final(self, outcome: Outcome, t_end: Array, u_end: PyTree, turn: Any) -> dict[str, Any]:
         dt, control = (None, None) if outcome.final is None else outcome.final
