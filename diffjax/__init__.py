@@ -114,6 +114,7 @@ from .events.callbacks import PeriodicCallback as PeriodicCallback
 from .events.callbacks import PresetTimeCallback as PresetTimeCallback
 from .events.library import ManifoldProjection as ManifoldProjection
 from .events.library import PositiveDomain as PositiveDomain
+from .events.library import SavingCallback as SavingCallback
 from .events.library import TerminateSteadyState as TerminateSteadyState
 from .integrator import Integrator as Integrator
 from .integrator import init as init
@@ -140,6 +141,7 @@ from .problems import SDEProblem as SDEProblem
 from .problems import SteadyStateProblem as SteadyStateProblem
 from .problems import VariableRateJump as VariableRateJump
 from .problems import remake as remake
+from .ready import Saved as Saved
 from .sensitivity import diffeq_adjoint as diffeq_adjoint
 from .sensitivity import diffeq_fd as diffeq_fd
 from .sensitivity import diffeq_rd as diffeq_rd

@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 from .adjoints.base import Adjoint
 from .algorithms.base import Algorithm
 from .events.callbacks import Callback, ScheduledCallback
+from .events.library import SavingCallback
 from .linear.sparsity import full_band
 from .noise.base import NoiseProcess
 from .problems.base import Problem
@@ -321,7 +322,12 @@ def check_tstops(tstops: Any, prob: Problem, fixed: bool) -> None:
 
 
 def check_callbacks(
-    callback: Any, max_events: Any, adjoint: Adjoint, default: Adjoint, fixed: bool
+    callback: Any,
+    max_events: Any,
+    adjoint: Adjoint,
+    default: Adjoint,
+    fixed: bool,
+    prob: Problem,
 ) -> tuple[Callback, ...]:
     """The callbacks as a tuple; raises unless they are such and can be differentiated."""
     given = () if callback is None else callback
@@ -334,7 +340,10 @@ def check_callbacks(
         raise ValueError(
             "a callback that refuses steps, such as PositiveDomain, needs adaptive steps."
         )
-    if given:
+    for one in given:
+        if isinstance(one, SavingCallback):
+            check_saving(one.times, None, None, prob)
+    if not all(isinstance(one, SavingCallback) for one in given):
         check_takes_callbacks(adjoint, default)
     return given
 

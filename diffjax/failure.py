@@ -93,7 +93,7 @@ def _residual_at_start(arguments: Arguments, options: Options) -> tuple[Array, A
 def _looks_stiff(sol: Solution, arguments: Arguments, options: Options) -> bool:
     """Judge by one more step from where the solve ended."""
     final = sol.final
-    if final["dt"] is None:
+    if final["dt"] is None or arguments.jumps is not None:
         return False
     time = concrete(final["t"])
     others = [concrete(x) for x in jax.tree_util.tree_leaves((final["u"], final["dt"]))]

@@ -14,33 +14,27 @@ from jaxtyping import Array, PyTree
 
 from .algorithms.accompanied import Accompanied
 from .algorithms.base import Algorithm, Memory
-from .algorithms.implicit import derivative
 from .checks import SPAN_SLACK
 from .events.callbacks import Callback
+from .events.library import SavingCallback
 from .jumps.hybrid import hybrid
 from .noise.driving import noise_of_solve, own_noise
 from .problems.base import Kind, Problem, remake, tree_of_arrays
 from .problems.jump import JumpProblem
 from .problems.parts import Parts, UserFunction, is_array
 from .progress import report
+from .ready import Ready, Times
 from .stepping.controllers import Controller
 from .stepping.equation import trace_equation
-from .stepping.estimates import step_estimates
 from .stepping.fixed import FixedGrid, time_on
-from .stepping.happenings import FirstEvents, Happenings, events_at_start, happenings
-from .stepping.initial_step import INITIAL_STEP_NF
-from .stepping.initialization import Start, consistent_start
+from .stepping.happenings import events_at_start
+from .stepping.initialization import consistent_start
 from .stepping.layout import Layout
-from .stepping.noise_path import NoisePath
-from .stepping.outcome import Outcome
 from .stepping.plan import Inputs, Plan, Settings
-from .stepping.status import ReturnCode
-from .stepping.tape import Tape
 from .stepping.trace import check_saved, trace_diffusion, trace_saving
 from .stepping.trace_events import EventTracer, in_span, may_start, owners_of, scheduled_stops
-from .stepping.trees import chosen, where
+from .stepping.trees import where
 from .stepping.varying import mesh_axes, vary_over
-from .stepping.watch import EventLog
 
 
 class Arguments(eqx.Module):
@@ -104,20 +98,6 @@ def resumed(prob: Kind, resume: PyTree) -> Kind:
     if callable(tspan):
         return remake(prob, u0=resume["u"], tspan=lambda p: (resume["t"], value_of(tspan, p)[1]))
     return remake(prob, u0=resume["u"], tspan=(resume["t"], tspan[1]))
-
-
-class Times(NamedTuple):
-    """The span and what lies in it, turned so that time runs forwards.
-
-    `span` is the pair of Python numbers if it is static, `direction` what turns it back.
-    """
-
-    span: tuple[float, float] | None
-    direction: Any
-    t0: Array
-    t1: Array
-    saves: Array | None
-    stops: Array | None
 
 
 def _times(arguments: Arguments, tspan: Any, dtype: Any) -> Times:
@@ -202,185 +182,6 @@ def _fixed_plan(
     return len(grid) - 1, dt, tuple(grid)
 
 
-class Ready(NamedTuple):
-    """All that a solve needs, and what its outcome is presented with.
-
-    `start` is None where nothing had to be made consistent, `first` where nothing happens at it.
-    With `has_hazards` the state is the pair of the user's and theirs.
-    """
-
-    plan: Plan
-    inputs: Inputs
-    settings: Settings
-    layout: Layout
-    times: Times
-    saved_shapes: Any
-    traced_saves: bool
-    start: Start | None
-    first: FirstEvents | None
-    has_hazards: bool
-
-    def _unravel(self, u: Any) -> PyTree:
-        """The user's state of a laid-out one."""
-        state = self.layout.unravel(u)
-        return state[0] if self.has_hazards else state
-
-    def present(self, outcome: Outcome, options: Options) -> dict[str, Any]:
-        """The outcome in the user's terms, arrays only."""
-        turn = self.times.direction
-        outcome = outcome._replace(status=self._status(outcome))
-        ended = outcome.status <= ReturnCode.terminated
-        u_end, t_end = self._unravel(outcome.u_end), outcome.t_end * turn
-        if self.plan.every_step and options.save_every:
-            t, u, n = self._every_step(outcome)
-        elif outcome.rows is not None:
-            assert outcome.saved is not None
-            assert self.inputs.saves is not None
-            t, n = self.inputs.saves * turn, outcome.saved
-            u = self._rows(self._with_start(outcome.rows) if self.traced_saves else outcome.rows)
-        else:
-            t, n = t_end[None], ended.astype(jnp.int32)
-            row = self.plan.observe(self.inputs.save_args, outcome.u_end, outcome.t_end)
-            # A product, so that the derivative of what was not reached is NaN as well.
-            u = self._rows([x[None] * _one_or_nan(ended, x) for x in row])
-        result = {
-            "t": t,
-            "u": u,
-            "t_end": t_end,
-            "u_end": u_end,
-            "n": n,
-            "stats": self._stats(outcome),
-            "retcode": outcome.status,
-            "final": self._final(outcome, t_end, u_end, turn),
-        }
-        if self.inputs.noise is not None:
-            result["noise"] = NoisePath.of(self.plan, self.inputs, turn)
-        if outcome.log is not None:
-            result["events"] = self._events(outcome.log)
-        if options.estimates:
-            assert isinstance(outcome.tape, Tape)
-            result["estimates"] = step_estimates(
-                self.plan, self.inputs, self.settings, outcome.tape
-            )
-        if options.dense:
-            tape = outcome.tape
-            assert isinstance(tape, Tape)
-            result["dense"] = {
-                "t": tape.t,
-                "u": tape.u,
-                "past": tape.past,
-                "used": tape.used,
-                "direction": jnp.asarray(turn, self.inputs.t0.dtype),
-            }
-        return result
-
-    def _events(self, log: EventLog) -> Happenings:
-        turn = self.times.direction
-        return happenings(log, self.first, self.plan, self.inputs, self._unravel, turn)
-
-    def _status(self, outcome: Outcome) -> Array:
-        """The return code, which without a consistent start is of the start."""
-        if self.start is None:
-            return outcome.status
-        failed = jnp.asarray(ReturnCode.initial_failed, outcome.status.dtype)
-        return jnp.where(self.start.consistent, outcome.status, failed)
-
-    def _with_start(self, rows: list[Array]) -> list[Array]:
-        """Saves at t0 itself, as values of the tangent there: the same numbers, but with the
-        derivative f with respect to the save time."""
-        inputs, field = self.inputs, self.plan.field(self.inputs)
-        # Where f is not finite the solve has failed, but its start is still known.
-        slope = jtu.tree_map(
-            lambda d: jnp.where(jnp.isfinite(d), d, 0), derivative(field, inputs.t0, inputs.u0)
-        )
-
-        def at(ts: Array) -> list[Array]:
-            u = jtu.tree_map(
-                lambda x, d: x + d * (ts - inputs.t0).astype(x.dtype), inputs.u0, slope
-            )
-            return self.plan.observe(inputs.save_args, u, ts)
-
-        assert inputs.saves is not None
-        first = inputs.saves <= inputs.t0
-        start = jax.vmap(at)(jnp.where(first, inputs.saves, inputs.t0))
-        return chosen(first, start, rows)
-
-    def _rows(self, rows: list[Array]) -> PyTree:
-        if self.saved_shapes is not None:
-            shapes, structure = jtu.tree_flatten(self.saved_shapes)
-            pairs = zip(rows, shapes, strict=True)
-            return jtu.tree_unflatten(structure, [_restored(x, s.dtype) for x, s in pairs])
-        state = rows[0] if len(rows) == 1 else tuple(rows)
-        return jax.vmap(self.layout.unravel)(state)
-
-    def _every_step(self, outcome: Outcome) -> tuple[Array, PyTree, Array]:
-        tape = outcome.tape
-        assert isinstance(tape, Tape)
-        n = tape.used + 1
-        filled = jnp.arange(tape.t.shape[0], dtype=n.dtype) < n
-        t = jnp.where(filled, tape.t, jnp.nan)
-        args = self.inputs.save_args
-        rows = jax.vmap(lambda t, u: self.plan.observe(args, u, t))(tape.t, tape.u)
-        rows = [_nan_unless(filled.reshape((-1,) + (1,) * (x.ndim - 1)), x) for x in rows]
-        return t * self.times.direction, self._rows(rows), n
-
-    def _final(self, outcome: Outcome, t_end: Array, u_end: PyTree, turn: Any) -> dict[str, Any]:
-        dt, control = (None, None) if outcome.final is None else outcome.final
-        memory = outcome.memory if jtu.tree_leaves(outcome.memory) else None
-        turn = jnp.asarray(turn, self.inputs.t0.dtype)
-        final = {"t": t_end, "u": u_end, "dt": dt, "control": control}
-        return {**final, "memory": memory, "direction": turn}
-
-    def _stats(self, outcome: Outcome) -> dict[str, Array]:
-        alg, attempts = self.plan.alg, outcome.naccept + outcome.nreject
-        work = outcome.work or {}
-        initial = {} if self.start is None else self.start.work
-        start = dict(alg.init_counts)
-        if self.plan.controller is not None and self.settings.dt is None:
-            start["nf"] = start.get("nf", 0) + INITIAL_STEP_NF
-        if outcome.rows is not None and self.traced_saves:
-            start["nf"] = start.get("nf", 0) + 1
-        events, log = self.plan.events, outcome.log
-        if events is not None and log is not None:
-            work = {**work, "nevents": self._events(log).n}
-            if events.continuous:
-                # Where it goes on from an event is told by the derivative there.
-                start["nf"] = start.get("nf", 0) + 1
-                work["nf"] = work.get("nf", 0) + log.n * (1 + alg.init_counts.get("nf", 0))
-                if events.samples and not alg.is_dense_linear:
-                    extra = attempts * alg.dense_counts.get("nf", 0)
-                    work["nf"] = work["nf"] + extra
-        names = ("nf", "njac", "nfactor", "nsolve", "nnewton_fail", "nevents")
-        made = ((attempts, alg.step_counts), (outcome.ndense, alg.dense_counts))
-
-        def count(name: str) -> Array:
-            """The sum of what is not known to be zero, since most of it is."""
-            terms = [many * each[name] for many, each in made if each.get(name)]
-            terms += [found[name] for found in (work, initial) if name in found]
-            return sum(terms, jnp.asarray(start.get(name, 0), jnp.int32))
-
-        counted = {name: count(name) for name in names}
-        return {**counted, "naccept": outcome.naccept, "nreject": outcome.nreject}
-
-
-def _restored(x: Array, dtype: Any) -> Array:
-    """What was saved, in its own dtype; counts that were not reached are zero."""
-    if jnp.issubdtype(dtype, jnp.inexact):
-        return x
-    return jnp.where(jnp.isnan(x), 0, x).astype(dtype)
-
-
-def _one_or_nan(reached: Array, x: Array) -> Array:
-    nan = jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 1
-    return jnp.where(reached, 1, nan).astype(x.dtype)
-
-
-def _nan_unless(kept: Array, x: Array) -> Array:
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        return x
-    return jnp.where(kept, x, jnp.nan)
-
-
 def prepare(arguments: Arguments, options: Options) -> Ready:
     """Trace the user's functions and lay the solve out."""
     ready = _prepare(arguments, options, mesh_axes(arguments))
@@ -394,7 +195,6 @@ def prepare(arguments: Arguments, options: Options) -> Ready:
 def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Ready:
     arguments = vary_over(axes, arguments) if axes else arguments
     callbacks = tuple(callback.bound(arguments.problem) for callback in arguments.callbacks)
-    arguments = dataclasses.replace(arguments, callbacks=callbacks)
     given = arguments.problem.arguments()
     parts = Parts(given["p"])
     p = parts.value
@@ -403,7 +203,10 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     layout = Layout(u0)
     times = vary_over(axes, _times(arguments, tspan, layout.time_dtype))
     state = vary_over(axes, jtu.tree_map(jnp.asarray, u0))
-    callbacks, alarms, has_hazards = arguments.callbacks, None, False
+    savers = [c for c in callbacks if isinstance(c, SavingCallback)]
+    callbacks = tuple(c for c in callbacks if not isinstance(c, SavingCallback))
+    times, merged = _with_savers(times, savers, tspan, options.save_every)
+    alarms, has_hazards = None, False
     if arguments.jumps is not None:
         jumping = hybrid(arguments.jumps, given, state, p, times.t0, arguments.key)
         given, has_hazards, alarms = jumping.given, jumping.has_hazards, jumping.alarms
@@ -436,6 +239,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
             changing,
         )
     save = saving(arguments.save_fn, options.save_idxs)
+    save = _with_saved(save, savers) if savers else save
     if has_hazards:
         save = _of_user(save)
     save_jaxpr, save_args, saved_shapes = trace_saving(
@@ -464,7 +268,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     )
     scheduled = scheduled_stops(callbacks, times, layout.time_dtype)
     at_start = may_start(callbacks, times.span)
-    saves = None if options.save_every else times.saves
+    saves = None if options.save_every and not savers else times.saves
     stops = None if options.fixed else times.stops
     if scheduled and not options.fixed:
         stops = _merged(stops, in_span(scheduled, times.t0, times.t1), times.t1)
@@ -515,7 +319,8 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         start = consistent_start(plan, inputs, settings, options.initialize, differential)
         inputs = start.inputs
     inputs = inputs._replace(past=_past(arguments.resume, plan, inputs, times.direction))
-    traced_saves = times.span is None or not isinstance(arguments.saveat, float | None)
+    spacings = [arguments.saveat, *(saver.saveat for saver in savers)]
+    traced_saves = times.span is None or not all(isinstance(x, float | None) for x in spacings)
     # A stochastic solve has no derivative by its save times.
     traced_saves = traced_saves and not arguments.problem.stochastic
     return Ready(
@@ -529,7 +334,38 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         start,
         first,
         has_hazards,
+        merged,
     )
+
+
+def _with_savers(
+    times: Times, savers: list[SavingCallback], tspan: Any, save_every: bool
+) -> tuple[Times, tuple[Array, ...] | None]:
+    """The times with those of callbacks that save among the save times; and where each of the
+    solve's own and of theirs is among all, None without such callbacks."""
+    if not savers:
+        return times, None
+    dtype, own = times.t0.dtype, times.saves
+    lists = [jnp.zeros(0, dtype) if own is None or save_every else own]
+    for saver in savers:
+        found = save_times(saver.saveat, tspan, dtype)
+        assert found is not None
+        lists.append(inside_span(found * times.direction, times.t0, times.t1))
+    every = jnp.concatenate(lists)
+    order = jnp.argsort(jax.lax.stop_gradient(every), stable=True)
+    ends = np.cumsum([len(x) for x in lists])[:-1]
+    places = jnp.split(jnp.argsort(order), ends)
+    return times._replace(saves=every[order]), tuple(places)
+
+
+def _with_saved(save: Any, savers: list[SavingCallback]) -> Callable[[Any, Any, Any], Any]:
+    """What the solve saves, and what callbacks do."""
+
+    def both(u: Any, p: Any, t: Any) -> Any:
+        own = u if save is None else save(u, p, t)
+        return own, tuple(saver.save_fn.value(u, p, t) for saver in savers)
+
+    return both
 
 
 def _of_user(save: Callable[[Any, Any, Any], Any] | None) -> Callable[[Any, Any, Any], Any]:

@@ -58,6 +58,8 @@ class Solution(eqx.Module):
     - `events`: what callbacks have done, a `dj.Happenings` with times `t` and `which` callback;
         of a pure jump process with `saveat="steps"` the jumps. None for a solve without any.
 
+    - `saved`: what each `dj.SavingCallback` has saved, in order.
+
     With `dense=True`, `sol(t)` evaluates the solution anywhere in the span.
     """
 
@@ -71,6 +73,7 @@ class Solution(eqx.Module):
     final: PyTree
     estimates: Estimates | None
     events: Any
+    saved: Any = eqx.field(kw_only=True, default=())
     _interpolation: Any
     _noise: Any = None
 

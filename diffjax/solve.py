@@ -22,6 +22,7 @@ from .algorithms.base import Algorithm
 from .defaults import default_algorithm, default_controller, default_max_steps
 from .ensembles.run import solve_ensemble
 from .events.callbacks import Callback
+from .events.library import SavingCallback
 from .failure import cure, raise_on_failure
 from .jumps.solve import solve_jumps
 from .noise.base import NoiseProcess
@@ -271,7 +272,7 @@ def judge(
     every_step = isinstance(saveat, str)
     checks.check_saving(saveat, save_idxs, save_fn, prob)
     checks.check_tstops(tstops, prob, fixed)
-    callbacks = checks.check_callbacks(callback, max_events, adjoint, default, fixed)
+    callbacks = checks.check_callbacks(callback, max_events, adjoint, default, fixed, prob)
     if fixed:
         tstops = (*tstops, *checks.known_times(callbacks, prob))
     checks.check_initial_state(prob)
@@ -283,7 +284,8 @@ def judge(
         checks.check_takes_callbacks(adjoint, default)
     if prob.stochastic and fixed and not every_step:
         # Between its steps a path is not known; so they are made to end on the save times.
-        tstops = (*tstops, *stops_at_saves(prob, saveat, tstops, dt, steps))
+        for times in (saveat, *(c.times for c in callbacks if isinstance(c, SavingCallback))):
+            tstops = (*tstops, *stops_at_saves(prob, times, tstops, dt, steps))
 
     arguments = Arguments(
         problem=prob,
@@ -329,7 +331,12 @@ def _solve(dynamic: Any, static: Any, structure: Any, options: Options) -> dict[
     arguments: Arguments = jtu.tree_unflatten(structure, leaves)
     ready = prepare(arguments, options)
     outcome = options.adjoint.solve(ready.plan, ready.inputs, ready.settings)
-    result = ready.present(outcome, options)
+    result = ready.present(
+        outcome,
+        save_every=options.save_every,
+        estimates=options.estimates,
+        dense=options.dense,
+    )
     if options.throw:
         failed = result["retcode"] > ReturnCode.terminated
         result["u"] = eqx.error_if(result["u"], failed, "diffjax.solve did not reach its end.")
@@ -361,6 +368,7 @@ def _solution(result: dict[str, Any], prob: Problem, options: Options) -> Soluti
         final=result["final"],
         estimates=result.get("estimates"),
         events=result.get("events"),
+        saved=result.get("saved", ()),
         _interpolation=interpolation,
         _noise=result.get("noise"),
     )

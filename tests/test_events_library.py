@@ -98,3 +98,35 @@ def test_wrong_arguments() -> None:
         dj.ManifoldProjection(1.0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="reltol must be a number from 0"):
         dj.TerminateSteadyState(reltol=-1.0)
+
+
+def test_saving_callback_saves_at_times_of_its_own():
+    """Of u' = -p u, beside saves of the solve, of every step, or of the end; with gradients."""
+    times = jnp.array([0.0, 0.25, 0.5, 0.75])
+    square = dj.SavingCallback(lambda u, p, t: {"square": u[0] ** 2, "t": t}, times)
+    third = dj.SavingCallback(lambda u, p, t: p * u, lambda t0, t1: t0 + (t1 - t0) * times)
+
+    def solve(p, **options):
+        prob = dj.ODEProblem(lambda u, p, t: -p * u, jnp.array([1.0]), (0.0, 1.0), p)
+        tolerances = {"rtol": 1e-9, "atol": 1e-9}
+        return dj.solve(prob, dj.Tsit5(), callback=(square, third), **tolerances, **options)
+
+    p = jnp.array(2.0)
+    for options, rows in (({"saveat": 0.5}, 3), ({}, 1), ({"saveat": "steps"}, None)):
+        sol = solve(p, **options)
+        assert rows is None or sol.u.shape == (rows, 1)
+        n = int(sol.n)
+        np.testing.assert_allclose(sol.u[:n, 0], np.exp(-2 * np.asarray(sol.t[:n])), rtol=1e-7)
+        first, second = sol.saved
+        np.testing.assert_allclose(first.u["square"], np.exp(-4 * np.asarray(times)), rtol=1e-7)
+        np.testing.assert_array_equal(first.u["t"], times)
+        np.testing.assert_allclose(second.u[:, 0], 2 * np.exp(-2 * np.asarray(times)), rtol=1e-7)
+        assert int(first.n) == 4
+    slope = jax.jit(jax.grad(lambda p: solve(p, saveat=0.5).saved[0].u["square"][2]))(p)
+    np.testing.assert_allclose(slope, -2 * 0.5 * np.exp(-2.0), rtol=1e-6)
+    lanes = jax.vmap(lambda p: solve(p).saved[1].u[-1, 0])(jnp.array([1.0, 2.0]))
+    np.testing.assert_allclose(lanes, [np.exp(-0.75), 2 * np.exp(-1.5)], rtol=1e-7)
+    with pytest.raises(ValueError, match="saveat must lie inside"):
+        solve(p, tspan=(0.0, 0.6))
+    with pytest.raises(ValueError, match="saveat must say when"):
+        dj.SavingCallback(lambda u, p, t: u, None)

@@ -211,8 +211,9 @@ class Steps:
         assert start.t is not None
         assert row.landed is not None
         stop, landed = self._stop(inputs, jnp.maximum(row.landed, 0)), row.landed >= 0
-        due = self.plan.next_alarm(row.past._replace(history=start.history))
-        if due is not None:
+        if self.plan.events is not None and self.plan.events.ringing:
+            due = self.plan.next_alarm(row.past._replace(history=start.history))
+            assert due is not None
             rang = row.landed == ON_ALARM
             stop, landed = jnp.where(rang, due, stop), landed | rang
         dt = jnp.where(landed, stop - start.t, jax.lax.stop_gradient(row.dt))

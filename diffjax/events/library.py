@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ..linear.dense import factorize
-from ..problems.parts import UserFunction
+from ..problems.parts import UserFunction, is_array
 from .callbacks import Callback, DiscreteCallback
 
 # Iterations of a projection, which starts within the error of a step from its end.
@@ -204,3 +204,54 @@ class _Steady:
             relative.append(jnp.all(size <= limits.reltol * jnp.abs(x)))
         steady = jnp.all(jnp.stack(small)) | jnp.all(jnp.stack(relative))
         return steady if limits.min_t is None else steady & (t >= limits.min_t)
+
+
+class SavingCallback(Callback):
+    """Saves something of the solution at times of its own, beside what `saveat` and `save_fn` do.
+
+    Nothing else changes: neither the steps nor `sol.u`. What it has saved is `sol.saved`, one
+    `dj.Saved` for each such callback, differentiable like all saves.
+
+    **Arguments:**
+
+    - `save_fn`: `save_fn(u, p, t)`, any pytree of arrays.
+    - `saveat`: as that of `dj.solve`: a number (a spacing), an array of times, or a function
+        `(t0, t1) -> times`.
+
+    **Raises:** `TypeError`, `ValueError` for bad arguments; in `solve` as a `saveat` would be.
+
+    Source: the callback of this name in DifferentialEquations.jl.
+
+    !!! example
+        ```python
+        energy = dj.SavingCallback(lambda u, p, t: 0.5 * u[1] ** 2 + 9.81 * u[0], saveat=0.01)
+        sol = dj.solve(prob, dj.Tsit5(), saveat=1.0, callback=energy)
+        sol.saved[0].t, sol.saved[0].u
+        ```
+    """
+
+    save_fn: UserFunction
+    saveat: Any
+    affect: UserFunction | None
+    terminate: bool = eqx.field(static=True)
+    changes_p: bool = eqx.field(static=True)
+
+    logged: ClassVar[bool] = False
+
+    def __init__(self, save_fn: Callable[[Any, Any, Any], PyTree], saveat: Any) -> None:
+        if not callable(save_fn):
+            raise TypeError(f"save_fn must be a function of (u, p, t), got {save_fn!r}.")
+        if saveat is None or isinstance(saveat, str):
+            raise ValueError(f"saveat must say when: a number, times or a function: {saveat!r}.")
+        self.save_fn = UserFunction(save_fn)
+        if callable(saveat) and not is_array(saveat):
+            self.saveat = UserFunction(saveat)
+        else:
+            is_number = isinstance(saveat, int | float)
+            self.saveat = float(saveat) if is_number else jnp.asarray(saveat)
+        self.affect, self.terminate, self.changes_p = None, False, False
+
+    @property
+    def times(self) -> Any:
+        """`saveat` as it was given."""
+        return self.saveat.value if isinstance(self.saveat, UserFunction) else self.saveat
