@@ -19,7 +19,7 @@ from jaxtyping import Array, PyTree
 
 from ..algorithms.base import Memory
 from ..algorithms.implicit import derivative
-from ..events.search import resolution
+from ..events.search import same_time
 from ..events.transition import Crossing, StepEvents, arrive, depart
 from ..stepping.fixed import fixed_time
 from ..stepping.lanes import any_lane
@@ -236,8 +236,7 @@ class Steps:
         if inside.end is not None:
             end, after, slope = inside.end
             later = jtu.tree_map(lambda x, d: x + d * (ts - end).astype(d.dtype), after, slope)
-            near = 4 * resolution(row.t_next, jnp.zeros_like(row.t_next))
-            u = where(ts >= row.t_next - near, later, u)
+            u = where((ts >= row.t_next) | same_time(row.t_next, ts), later, u)
         return self.plan.observe(inputs.save_args, u, ts)
 
     def initial_save(self, inputs: Inputs) -> list[Array]:

@@ -41,10 +41,11 @@ class Accompanied(Algorithm):
     inner: Algorithm
     changing: tuple[int, ...] = eqx.field(static=True, default=())
 
-    # What it declares is what the method declares.
-    is_explicit_one_step = property(lambda self: self.inner.is_explicit_one_step)  # type: ignore[assignment]
-    is_dense_linear = property(lambda self: self.inner.is_dense_linear)  # type: ignore[assignment]
-    counted = property(lambda self: self.inner.counted)  # type: ignore[assignment]
+    # What it declares is what the method declares. The contract has these as attributes of a class;
+    # here only an instance knows them, which a type checker cannot be told otherwise.
+    is_explicit_one_step = property(lambda self: self.inner.is_explicit_one_step)  # pyright: ignore
+    is_dense_linear = property(lambda self: self.inner.is_dense_linear)  # pyright: ignore
+    counted = property(lambda self: self.inner.counted)  # pyright: ignore
 
     @property
     def name(self) -> str:

@@ -24,6 +24,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 # A step may end before the root by so many units in the last place of time.
 _ROOT_ULPS = 4.0
+# An event so many units of the resolution from a given time is at that time.
+_SAME = 4.0
 # Attempts that trust the extension before the bracket is halved.
 _TRUSTED = 8
 # Iterations on the extension, where the bracket has not closed before.
@@ -94,6 +96,12 @@ class Attempt(NamedTuple):
 def resolution(t: Array, dt: Array) -> Float[Array, ""]:
     """How exactly the time of an event can be told."""
     return _ROOT_ULPS * float(jnp.finfo(t.dtype).eps) * (jnp.abs(t) + dt)
+
+
+def same_time(t: Array, other: Array, dt: Array | float = 0.0) -> Bool[Array, ""]:
+    """Whether an event at one of two times, reached by a step of size dt, is at the other too, but
+    for rounding."""
+    return jnp.abs(t - other) <= _SAME * resolution(t, jnp.asarray(dt, t.dtype))
 
 
 def look(

@@ -29,6 +29,7 @@ from ..noise.random import exponential, key_from, threefry, uniform
 from ..problems.jump import JumpProblem
 from ..problems.jump_kinds import Jump, VariableRateJump
 from ..stepping.trace import checked
+from ..stepping.trees import where
 from .aggregators import Direct
 from .channels import View, view_of
 
@@ -83,7 +84,7 @@ class _Group:
             inside = jnp.clip(index - int(start), 0, view.width - 1)
             after = checked(view.affect(u, p, t, inside, words), u, "affect")
             mine = (index >= int(start)) & (index < int(start) + view.width)
-            u = after if len(self.views) == 1 else _where(mine, after, u)
+            u = after if len(self.views) == 1 else where(mine, after, u)
         return u
 
 
@@ -235,7 +236,3 @@ def _with_hazards(
             ]
         )
     return {**changed, "g": without_noise, "correlation": factor}
-
-
-def _where(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
-    return jtu.tree_map(lambda x, y: jnp.where(condition, x, y), yes, no)

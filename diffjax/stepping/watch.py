@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..algorithms.base import Field, Memory, State, StepResult
 from ..algorithms.implicit import derivative
-from ..events.search import Attempt, Search, Sighting, look, resolution
+from ..events.search import Attempt, Search, Sighting, look, resolution, same_time
 from ..events.transition import Crossing, StepEvents, across, arrive, attached, depart
 from .lanes import any_lane
 from .plan import Inputs, Plan
@@ -28,8 +28,6 @@ _ZENO = 8.0
 _DOUBLED = 2.0**20
 # After an event a condition is looked at so many units of the resolution later.
 _LATER = 2.0
-# An event so many units of the resolution from a given time is at that time.
-_SAME = 4.0
 # A rough path is searched to this part of the step, or to what its noise resolves.
 _ROUGH = 2.0**-20
 
@@ -65,9 +63,7 @@ class EventState(NamedTuple):
 
 def just_happened(events: EventState, ts: Array) -> Bool[Array, ""]:
     """Whether the last event was at `ts`, but for rounding."""
-    latest = events.latest
-    near = jnp.abs(latest - ts) <= _SAME * resolution(ts, jnp.zeros_like(ts))
-    return jnp.isfinite(latest) & near
+    return same_time(ts, events.latest)
 
 
 class Ending(NamedTuple):
@@ -106,7 +102,7 @@ class Watch:
             after=states,
             n=zero,
         )
-        values, sides = self._sides(t, jnp.zeros_like(t), u, memory)
+        values, sides = self._sides(t, jnp.zeros_like(t), u, memory, u, None)
         return EventState(
             values=values,
             sides=sides,
@@ -196,7 +192,7 @@ class Watch:
     def meets(self, sighting: Sighting, t: Array, dt: Array, stop: Array) -> Bool[Array, ""]:
         """Whether a step that ends with an event does so at a stop, but for rounding."""
         t, dt, stop = jax.lax.stop_gradient((t, dt, stop))
-        return jnp.any(sighting.fired) & (stop - (t + dt) <= _SAME * resolution(t, dt))
+        return jnp.any(sighting.fired) & same_time(stop, t + dt, dt)
 
     def settle(
         self,
@@ -298,9 +294,7 @@ class Watch:
             log = _entered(log, i, entered, row, t, u, after)
         count = jnp.sum(at.events.fired & jnp.asarray(events.logged), dtype=jnp.int32)
         log = log._replace(n=log.n + count)
-        values, sides = self._sides(t, at.dt, after, memory)
-        if located is not None and not self.rough:
-            sides = self._leaving(sides, located, t, u, after, memory)
+        values, sides = self._sides(t, at.dt, after, memory, u, located)
         now = jax.lax.stop_gradient(t)
         code = jnp.where(
             events.any_of(events.terminates, at.events.fired), ReturnCode.terminated, state.code
@@ -334,24 +328,27 @@ class Watch:
             (jnp.ones_like(t), jtu.tree_map(_finite, slope)),
         )
 
-    def _sides(self, t: Array, dt: Array, u: State, memory: Memory) -> tuple[Array, Array]:
-        """The conditions at the start of a step, and on which side of zero they are just after."""
+    def _sides(
+        self, t: Array, dt: Array, u: State, memory: Memory, before: State, located: Array | None
+    ) -> tuple[Array, Array]:
+        """The conditions at the start of a step, and on which side of zero they are just after.
+
+        Those that were `located` here, and that the affect has not moved from what they were in the
+        state `before` it, are still on their roots, and go where their slopes point.
+        """
         if not self.events.continuous:
             none = jnp.zeros(0, t.dtype)
             return none, none
         values, slopes = self._change(t, u, memory)
         later = _LATER * resolution(jax.lax.stop_gradient(t), jax.lax.stop_gradient(dt))
-        return values, jnp.sign(values + later * slopes)
-
-    def _leaving(
-        self, sides: Array, located: Array, t: Array, before: State, after: State, memory: Memory
-    ) -> Float[Array, " continuous"]:
-        """The sides after an event. Conditions that were `located` there and that the affect has
-        not moved are still on their roots, and go where their slopes point."""
-        at_root, _ = self._change(t, before, memory)
-        values, slopes = self._change(t, after, memory)
+        sides = jnp.sign(values + later * slopes)
+        if located is None or self.rough:
+            return values, sides
+        args, at, state = jax.lax.stop_gradient((self.args, t, before))
+        parameters = self.alg.parameters(jax.lax.stop_gradient(memory))
+        at_root = self.events.conditions(args, at, state, parameters)
         still = located & (jnp.abs(values) <= 2 * jnp.abs(at_root))
-        return jnp.where(still, jnp.sign(slopes), sides)
+        return values, jnp.where(still, jnp.sign(slopes), sides)
 
 
 def _finite(x: Array) -> Array:
