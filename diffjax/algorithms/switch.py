@@ -171,16 +171,29 @@ class AutoSwitch(Algorithm):
             return self._uniform(result, self.stiff, choice.fresh, t)
 
         results = self._taken(stiff, explicit, implicit, t)
-        one: StepResult = _either(stiff, *(r._replace(**_APART) for r in results))
+        one: StepResult = self._either(stiff, *(r._replace(**_APART) for r in results))
         spoilt = jnp.zeros((), bool) if one.error is None else ~stiff & ~jnp.isfinite(one.error)
         accepted = self._voted(choice, self._against(stiff, one.stiffness))
         rejected = _either(spoilt, choice, self._voted(choice, jnp.ones((), bool)))
+        refused = [r.memory_if_rejected for r in results]
         return one._replace(
-            memory=_joined(memory, accepted, [r.memory for r in results]),
-            memory_if_rejected=_joined(memory, rejected, [r.memory_if_rejected for r in results]),
+            memory=self._joined(memory, accepted, [r.memory for r in results]),
+            memory_if_rejected=self._joined(memory, rejected, refused),
             stages=(stiff, *(r.stages for r in results)),
             stiffness=None,
         )
+
+    def _either(self, stiff: Array, no: PyTree, yes: PyTree) -> PyTree:
+        """What belongs to the method that steps."""
+        return _either(stiff, no, yes)
+
+    def _joined(self, old: Memory, choice: Switch, new: list[Memory]) -> Memory:
+        """The memory of both methods, new of the one that has stepped."""
+        stiff, either = old.choice.stiff, self._either
+        kept = old.history, old.choice.inner, old.cache[1]
+        history, inner, second = either(stiff, kept, tuple(new[1]))
+        first = either(stiff, new[0].cache, old.cache[0])
+        return Memory(history, choice._replace(inner=inner), (first, second))
 
     def _refreshed(
         self, alg: Algorithm, field: Field, t: Array, u: State, memory: Memory, fresh: Array
@@ -285,6 +298,9 @@ class _Phase(AutoSwitch):
             return _blank(explicit, t), implicit()
         return explicit(), _blank(implicit, t)
 
+    def _either(self, stiff: Array, no: PyTree, yes: PyTree) -> PyTree:
+        return yes if self.side else no
+
     def _refreshed(
         self, alg: Algorithm, field: Field, t: Array, u: State, memory: Memory, fresh: Array
     ) -> Memory:
@@ -293,16 +309,6 @@ class _Phase(AutoSwitch):
 
 # What the two methods do not share, and what is made of them together.
 _APART = {"memory": Memory(), "memory_if_rejected": Memory(), "stages": None}
-
-
-def _joined(old: Memory, choice: Switch, new: list[Memory]) -> Memory:
-    """The memory of both methods, new of the one that has stepped."""
-    stiff = old.choice.stiff
-    history, inner, second = _either(
-        stiff, (old.history, old.choice.inner, old.cache[1]), tuple(new[1])
-    )
-    first = _either(stiff, new[0].cache, old.cache[0])
-    return Memory(history, choice._replace(inner=inner), (first, second))
 
 
 def _either(condition: Array, no: PyTree, yes: PyTree) -> PyTree:

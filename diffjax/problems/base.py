@@ -40,6 +40,29 @@ class Problem(eqx.Module):
         return type(self)(**{**self.arguments(), **changes})
 
 
+class InitialValueProblem(Problem):
+    """A problem that starts from `u0` and is followed over `tspan` with parameters `p`."""
+
+    _u0: Parts | UserFunction
+    _tspan: Parts | UserFunction
+    _p: Parts
+
+    @property
+    def u0(self) -> Any:
+        """The initial state, or the function that computes it."""
+        return self._u0.value
+
+    @property
+    def tspan(self) -> Any:
+        """The pair (t0, t1), or the function that computes it."""
+        return self._tspan.value
+
+    @property
+    def p(self) -> PyTree:
+        """The parameters, as they were given."""
+        return self._p.value
+
+
 Kind = TypeVar("Kind", bound=Problem)
 
 

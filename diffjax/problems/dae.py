@@ -8,12 +8,12 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from .base import Problem, hold, hold_span
+from .base import InitialValueProblem, hold, hold_span
 from .parts import Parts, UserFunction
 from .pattern import hold_sparsity
 
 
-class DAEProblem(Problem):
+class DAEProblem(InitialValueProblem):
     """An initial value problem F(u'(t), u(t), p, t) = 0 of index one, u(t0) = u0, u'(t0) = du0.
 
     The equations must determine the derivatives of the differential variables and the algebraic
@@ -51,9 +51,6 @@ class DAEProblem(Problem):
 
     _F: UserFunction
     _du0: Parts | UserFunction
-    _u0: Parts | UserFunction
-    _tspan: Parts | UserFunction
-    _p: Parts
     _jac: UserFunction | None
     _differential_vars: Any = eqx.field(static=True)
     _jac_sparsity: Any = eqx.field(static=True)
@@ -94,21 +91,6 @@ class DAEProblem(Problem):
     def du0(self) -> Any:
         """The derivative at the start, or the function that computes it."""
         return self._du0.value
-
-    @property
-    def u0(self) -> Any:
-        """The initial state, or the function that computes it."""
-        return self._u0.value
-
-    @property
-    def tspan(self) -> Any:
-        """The pair (t0, t1), or the function that computes it."""
-        return self._tspan.value
-
-    @property
-    def p(self) -> PyTree:
-        """The parameters, as they were given."""
-        return self._p.value
 
     @property
     def differential_vars(self) -> tuple[bool, ...] | None:

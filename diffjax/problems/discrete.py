@@ -5,11 +5,11 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from .base import Problem, hold, hold_span
-from .parts import Parts, UserFunction
+from .base import InitialValueProblem, hold, hold_span
+from .parts import Parts
 
 
-class DiscreteProblem(Problem):
+class DiscreteProblem(InitialValueProblem):
     """A state that stays as it is but for jumps: what a pure jump process starts from.
 
     **Arguments:**
@@ -30,29 +30,10 @@ class DiscreteProblem(Problem):
         ```
     """
 
-    _u0: Parts | UserFunction
-    _tspan: Parts | UserFunction
-    _p: Parts
-
     def __init__(
         self, u0: PyTree | Callable[[Any, Any], PyTree], tspan: Any, p: PyTree = None
     ) -> None:
         self._u0, self._tspan, self._p = hold(u0), hold_span(tspan), Parts(p)
-
-    @property
-    def u0(self) -> Any:
-        """The initial state, or the function that computes it."""
-        return self._u0.value
-
-    @property
-    def tspan(self) -> Any:
-        """The pair (t0, t1), or the function that computes it."""
-        return self._tspan.value
-
-    @property
-    def p(self) -> PyTree:
-        """The parameters, as they were given."""
-        return self._p.value
 
     def arguments(self) -> dict[str, Any]:
         return {"u0": self.u0, "tspan": self.tspan, "p": self.p}

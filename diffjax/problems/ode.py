@@ -7,12 +7,12 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import PyTree
 
-from .base import Problem, hold, hold_span
+from .base import InitialValueProblem, hold, hold_span
 from .parts import Parts, UserFunction, is_array
 from .pattern import hold_sparsity
 
 
-class ODEProblem(Problem):
+class ODEProblem(InitialValueProblem):
     """An initial value problem M u'(t) = f(u, p, t), u(t0) = u0.
 
     **Arguments:**
@@ -50,9 +50,6 @@ class ODEProblem(Problem):
     """
 
     _f: UserFunction
-    _u0: Parts | UserFunction
-    _tspan: Parts | UserFunction
-    _p: Parts
     _mass_matrix: Parts | None
     _jac: UserFunction | None
     _jac_sparsity: Any = eqx.field(static=True)
@@ -84,21 +81,6 @@ class ODEProblem(Problem):
     def f(self) -> Callable[[Any, Any, Any], Any]:
         """The vector field."""
         return self._f.value
-
-    @property
-    def u0(self) -> Any:
-        """The initial state, or the function that computes it."""
-        return self._u0.value
-
-    @property
-    def tspan(self) -> Any:
-        """The pair (t0, t1), or the function that computes it."""
-        return self._tspan.value
-
-    @property
-    def p(self) -> PyTree:
-        """The parameters, as they were given."""
-        return self._p.value
 
     @property
     def mass_matrix(self) -> Any:

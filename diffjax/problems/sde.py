@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .base import Problem, hold, hold_span
+from .base import InitialValueProblem, hold, hold_span
 from .parts import Parts, UserFunction
 
 NoiseKind = Literal["diagonal", "scalar", "additive", "commutative", "general"]
 Interpretation = Literal["ito", "stratonovich"]
 
 
-class SDEProblem(Problem):
+class SDEProblem(InitialValueProblem):
     """An initial value problem du = f(u, p, t) dt + g(u, p, t) dW, u(t0) = u0.
 
     **Arguments:**
@@ -59,9 +59,6 @@ class SDEProblem(Problem):
 
     _f: UserFunction
     _g: UserFunction
-    _u0: Parts | UserFunction
-    _tspan: Parts | UserFunction
-    _p: Parts
     _correlation: Parts | None
     noise: NoiseKind = eqx.field(static=True)
     noise_dim: int | None = eqx.field(static=True)
@@ -108,21 +105,6 @@ class SDEProblem(Problem):
     def g(self) -> Callable[[Any, Any, Any], Any]:
         """The diffusion."""
         return self._g.value
-
-    @property
-    def u0(self) -> Any:
-        """The initial state, or the function that computes it."""
-        return self._u0.value
-
-    @property
-    def tspan(self) -> Any:
-        """The pair (t0, t1), or the function that computes it."""
-        return self._tspan.value
-
-    @property
-    def p(self) -> PyTree:
-        """The parameters, as they were given."""
-        return self._p.value
 
     @property
     def correlation(self) -> Any:
