@@ -171,7 +171,7 @@ class AutoSwitch(Algorithm):
             return self._uniform(result, self.stiff, choice.fresh, t)
 
         results = self._taken(stiff, explicit, implicit, t)
-        one: StepResult = self._either(stiff, *(r._replace(**_APART) for r in results))
+        one: StepResult = self._of_stepped(stiff, *(r._replace(**_APART) for r in results))
         spoilt = jnp.zeros((), bool) if one.error is None else ~stiff & ~jnp.isfinite(one.error)
         accepted = self._voted(choice, self._against(stiff, one.stiffness))
         rejected = _either(spoilt, choice, self._voted(choice, jnp.ones((), bool)))
@@ -183,16 +183,16 @@ class AutoSwitch(Algorithm):
             stiffness=None,
         )
 
-    def _either(self, stiff: Array, no: PyTree, yes: PyTree) -> PyTree:
-        """What belongs to the method that steps."""
-        return _either(stiff, no, yes)
+    def _of_stepped(self, stiff: Array, explicit: PyTree, implicit: PyTree) -> PyTree:
+        """Of what is of the explicit and of the implicit method, that of the one which steps."""
+        return _either(stiff, explicit, implicit)
 
     def _joined(self, old: Memory, choice: Switch, new: list[Memory]) -> Memory:
         """The memory of both methods, new of the one that has stepped."""
-        stiff, either = old.choice.stiff, self._either
+        stiff, of_stepped = old.choice.stiff, self._of_stepped
         kept = old.history, old.choice.inner, old.cache[1]
-        history, inner, second = either(stiff, kept, tuple(new[1]))
-        first = either(stiff, new[0].cache, old.cache[0])
+        history, inner, second = of_stepped(stiff, kept, tuple(new[1]))
+        first = of_stepped(stiff, new[0].cache, old.cache[0])
         return Memory(history, choice._replace(inner=inner), (first, second))
 
     def _refreshed(
@@ -298,8 +298,8 @@ class _Phase(AutoSwitch):
             return _blank(explicit, t), implicit()
         return explicit(), _blank(implicit, t)
 
-    def _either(self, stiff: Array, no: PyTree, yes: PyTree) -> PyTree:
-        return yes if self.side else no
+    def _of_stepped(self, stiff: Array, explicit: PyTree, implicit: PyTree) -> PyTree:
+        return implicit if self.side else explicit
 
     def _refreshed(
         self, alg: Algorithm, field: Field, t: Array, u: State, memory: Memory, fresh: Array
