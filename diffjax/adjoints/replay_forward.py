@@ -56,10 +56,10 @@ class _Forward:
         for i, tangent in zip(self.moving.which, self.tangents, strict=True):
             zeros[i] = tangent
         dots: Inputs = jtu.tree_unflatten(self.moving.structure, zeros)
-        history = None
-        if jtu.tree_leaves(of_record(self.residuals.record)[2]):
-            history = jax.jvp(self.steps.first_history, (inputs,), (_tangents_of(dots),))[1]
-        point = Point(dots.u0, dots.t0 if self.steps.times else None, history)
+        handed = None, None
+        if self.steps.hand_on or jtu.tree_leaves(of_record(self.residuals.record)[2]):
+            handed = jax.jvp(self.steps.first, (inputs,), (_tangents_of(dots),))[1]
+        point = Point(dots.u0, dots.t0 if self.steps.times else None, *handed)
         rows, j = None, None
         if self.steps.saves:
             assert inputs.saves is not None
@@ -104,7 +104,7 @@ class _Forward:
                 return self.steps.cross(start, inputs, row, inside)
             return *self.steps.step(start, inputs, row, inside), None
 
-        start = row.start(self.steps.times)
+        start = self.steps.start(row, self.inputs)
         primals = self.moving.take(self.primals, "step")
         dots = self.moving.take(self.tangents, "step")
         (_, between, _), (end, between_dot, happened) = jax.jvp(
