@@ -230,6 +230,21 @@ def test_fixed_steps_trace_no_controller() -> None:
     assert " log " in adaptive
 
 
+def test_tangents_of_one_trajectory_are_one_native_function() -> None:
+    """The steps and a tangent, or several as the columns of a Jacobian: no `vmap` of trajectories,
+    whose loop dispatches every operation."""
+
+    def loss(p: jax.Array, adjoint: dj.Adjoint | None = None) -> jax.Array:
+        return jnp.sum(run(p, saveat=0.7, adjoint=adjoint).u)
+
+    for function in (
+        lambda p: jax.jvp(loss, (p,), (p,)),
+        jax.grad(lambda p: loss(p, dj.ForwardMode())),
+        jax.jacfwd(lambda p: loss(p, dj.ForwardMode())),
+    ):
+        assert jax.jit(function).lower(P).as_text().count("xla_cpu_small_call") == 2
+
+
 def test_extra_stages_only_where_output_needs_them() -> None:
     """Vern9's ten further stages are not in a program that saves the end alone."""
 

@@ -1,6 +1,7 @@
 """A solve replayed forwards: a tangent pushed through every accepted step."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -42,8 +43,10 @@ class _Carry(NamedTuple):
 
 
 class _Forward:
-    def __init__(self, replay: Replay, residuals: Residuals, tangents: Sequence[Array]) -> None:
-        self.replay, self.residuals = replay, residuals
+    def __init__(
+        self, replay: Replay, residuals: Residuals, tangents: Sequence[Array], *, many: bool
+    ) -> None:
+        self.replay, self.residuals, self.many = replay, residuals, many
         self.moving, self.steps = replay.moving, replay.steps
         self.leaves = residuals.leaves
         self.inputs: Inputs = jtu.tree_unflatten(self.moving.structure, self.leaves)
@@ -139,8 +142,13 @@ class _Forward:
 
             value = jax.jvp(one, (between, primals), (between_dot, dots))[1]
             due = self.due(j, row)
-            index = jnp.where(due, j, rows[0].shape[0])
-            rows = [x.at[index].set(v, mode="drop") for x, v in zip(rows, value, strict=True)]
+            pairs = zip(rows, value, strict=True)
+            if self.many:
+                # Lanes that have nothing to save write nowhere.
+                index = jnp.where(due, j, rows[0].shape[0])
+                rows = [x.at[index].set(v, mode="drop") for x, v in pairs]
+            else:
+                rows = [put(x, v, j) for x, v in pairs]
             return j + due.astype(jnp.int32), rows
 
         assert carry.j is not None
@@ -232,8 +240,14 @@ def replay_forward(
 ) -> list[Array]:
     """The tangents of a solve's outputs, for one lane."""
 
-    def run(residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
+    def run(residuals: Sequence[Array], tangents: Sequence[Array], *, many: bool) -> list[Array]:
         given: Residuals = jtu.tree_unflatten(replay.residual_structure, residuals)
-        return jtu.tree_leaves(_Forward(replay, given, tangents).run())
+        return jtu.tree_leaves(_Forward(replay, given, tangents, many=many).run())
 
-    return one_or_many(run, run, list(residuals), list(tangents), native=replay.plan.small)
+    return one_or_many(
+        partial(run, many=False),
+        partial(run, many=True),
+        list(residuals),
+        list(tangents),
+        native=replay.plan.small,
+    )
