@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import diffjax as dj
+from diffjax.stepping.watch import Watch
 from tests.problems import LOTKA_VOLTERRA, lotka_volterra
 
 P = jnp.asarray(LOTKA_VOLTERRA.p)
@@ -267,6 +268,20 @@ def test_no_host_callback() -> None:
 def run(p: jax.Array, **options: Any) -> dj.Solution:
     prob = dj.ODEProblem(lotka_volterra, U0, (0.0, 5.0), p)
     return dj.solve(prob, dj.Tsit5(), **options)
+
+
+def test_events_cost_nothing_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program without callbacks, or with a list of none, holds nothing that watches for events,
+    so its loop is the one that is bounded above."""
+    lowered = jax.jit(lambda p: run(p, callback=[]).u).lower(P).as_text()
+
+    def refuse(*args: Any) -> None:
+        raise AssertionError("something watches for events")
+
+    monkeypatch.setattr(Watch, "__init__", refuse)
+    assert jax.jit(lambda p: run(p).u).lower(P).as_text() == lowered
+    with pytest.raises(AssertionError, match="watches"):
+        run(P, callback=dj.DiscreteCallback(lambda u, p, t: u[0] < 0, lambda u, p, t: u))
 
 
 # Memory and work of a gradient --------------------------------------------------------

@@ -16,6 +16,7 @@ from benchmarks.cases import (
     first_call,
     forward,
     gradient,
+    jump_diffusion,
     jumps,
     neural,
     stiff,
@@ -59,6 +60,7 @@ def all_cases() -> dict[str, Callable[[], list[Row]]]:
         "sde_euler": stochastic.euler_rows,
         "sde_gradient": stochastic_gradient.rows,
         "jump_sir": jumps.rows,
+        "jump_diffusion": jump_diffusion.rows,
         "events": events.rows,
     }
     return adaptive | others
