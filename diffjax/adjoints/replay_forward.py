@@ -1,6 +1,7 @@
 """A solve replayed forwards: a tangent pushed through every accepted step."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -42,8 +43,10 @@ class _Carry(NamedTuple):
 
 
 class _Forward:
-    def __init__(self, replay: Replay, residuals: Residuals, tangents: Sequence[Array]) -> None:
-        self.replay, self.residuals = replay, residuals
+    def __init__(
+        self, replay: Replay, residuals: Residuals, tangents: Sequence[Array], *, many: bool
+    ) -> None:
+        self.replay, self.residuals, self.many = replay, residuals, many
         self.moving, self.steps = replay.moving, replay.steps
         self.leaves = residuals.leaves
         self.inputs: Inputs = jtu.tree_unflatten(self.moving.structure, self.leaves)
@@ -56,10 +59,10 @@ class _Forward:
         for i, tangent in zip(self.moving.which, self.tangents, strict=True):
             zeros[i] = tangent
         dots: Inputs = jtu.tree_unflatten(self.moving.structure, zeros)
-        history = None
-        if jtu.tree_leaves(of_record(self.residuals.record)[2]):
-            history = jax.jvp(self.steps.first_history, (inputs,), (_tangents_of(dots),))[1]
-        point = Point(dots.u0, dots.t0 if self.steps.times else None, history)
+        handed = None, None
+        if self.steps.hand_on or jtu.tree_leaves(of_record(self.residuals.record)[2]):
+            handed = jax.jvp(self.steps.first, (inputs,), (_tangents_of(dots),))[1]
+        point = Point(dots.u0, dots.t0 if self.steps.times else None, *handed)
         rows, j = None, None
         if self.steps.saves:
             assert inputs.saves is not None
@@ -104,7 +107,7 @@ class _Forward:
                 return self.steps.cross(start, inputs, row, inside)
             return *self.steps.step(start, inputs, row, inside), None
 
-        start = row.start(self.steps.times)
+        start = self.steps.start(row, self.inputs)
         primals = self.moving.take(self.primals, "step")
         dots = self.moving.take(self.tangents, "step")
         (_, between, _), (end, between_dot, happened) = jax.jvp(
@@ -139,8 +142,13 @@ class _Forward:
 
             value = jax.jvp(one, (between, primals), (between_dot, dots))[1]
             due = self.due(j, row)
-            index = jnp.where(due, j, rows[0].shape[0])
-            rows = [x.at[index].set(v, mode="drop") for x, v in zip(rows, value, strict=True)]
+            pairs = zip(rows, value, strict=True)
+            if self.many:
+                # Lanes that have nothing to save write nowhere.
+                index = jnp.where(due, j, rows[0].shape[0])
+                rows = [x.at[index].set(v, mode="drop") for x, v in pairs]
+            else:
+                rows = [put(x, v, j) for x, v in pairs]
             return j + due.astype(jnp.int32), rows
 
         assert carry.j is not None
@@ -232,8 +240,14 @@ def replay_forward(
 ) -> list[Array]:
     """The tangents of a solve's outputs, for one lane."""
 
-    def run(residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
+    def run(residuals: Sequence[Array], tangents: Sequence[Array], *, many: bool) -> list[Array]:
         given: Residuals = jtu.tree_unflatten(replay.residual_structure, residuals)
-        return jtu.tree_leaves(_Forward(replay, given, tangents).run())
+        return jtu.tree_leaves(_Forward(replay, given, tangents, many=many).run())
 
-    return one_or_many(run, run, list(residuals), list(tangents), native=replay.plan.small)
+    return one_or_many(
+        partial(run, many=False),
+        partial(run, many=True),
+        list(residuals),
+        list(tangents),
+        native=replay.plan.small,
+    )

@@ -124,6 +124,12 @@ class Algorithm(eqx.Module):
         raise NotImplementedError
 
     @property
+    def is_fsal(self) -> bool:
+        """Whether the last stage of a step is the first of the next: `Memory.cache` is the
+        derivative at the start of the step, and nothing else."""
+        return False
+
+    @property
     def stability(self) -> float | None:
         """Length of the interval of stability on the negative real axis, of explicit methods whose
         `stiffness` is known; None otherwise."""

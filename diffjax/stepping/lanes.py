@@ -145,7 +145,7 @@ class _Tangent:
         return [lanes.reduce(x, want) for x, want in zip(out, wanted, strict=True)]
 
 
-def _apply(*args: Array, single: Any, many: Any, native: bool, tangent: Any) -> list[Array]:
+def _apply(*args: Array, single: Any, **others: Any) -> list[Array]:
     return single(*args)
 
 
@@ -170,17 +170,21 @@ def _batch(
     mapped = [d is not None for d in dims]
     size = next(x.shape[d] for x, d, m in zip(args, dims, mapped, strict=True) if m)
     args = [jnp.moveaxis(x, d, 0) if m else x for x, d, m in zip(args, dims, mapped, strict=True)]
-    lanes = jax.vmap(many, in_axes=tuple(0 if m else None for m in mapped), axis_size=size)
+    axes = tuple(0 if m else None for m in mapped)
+    lanes = jax.vmap(many, in_axes=axes, axis_size=size)
+    # Several tangents of one trajectory, which is still one: the columns of a Jacobian.
+    columns = native and tangent is not None and not any(mapped[: len(tangent.avals)])
+    alone = jax.vmap(single, in_axes=axes, axis_size=size) if columns else lanes
     if mesh_axes(args):
-        program = Program.of(lanes, *args)
+        program = Program.of(alone, *args)
     else:
         out_avals = [aval.update(shape=(size, *aval.shape)) for aval in single.out_avals]
-        program = Program(lanes, map(jax.typeof, args), out_avals)
+        program = Program(alone, map(jax.typeof, args), out_avals)
     out = lane_p.bind(
         *args,
         single=program,
         many=lanes,
-        native=False,
+        native=columns,
         tangent=None if tangent is None else tangent.within(size, mapped),
     )
     return out, [0] * len(out)
@@ -218,9 +222,7 @@ def _jvp(primals: Any, tangents: Any, *, single: Any, many: Any, native: bool, t
     ]
 
 
-def _transpose(
-    cotangents: Any, *args: Any, single: Any, many: Any, native: bool, tangent: _Tangent | None
-) -> Any:
+def _transpose(cotangents: Any, *args: Any, tangent: _Tangent | None, **others: Any) -> Any:
     assert tangent is not None, "only a tangent is linear in what comes last"
     primals = args[: len(tangent.avals)]
     return [None] * len(primals) + tangent.transpose(primals, cotangents)
