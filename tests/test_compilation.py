@@ -285,6 +285,19 @@ def test_events_cost_nothing_where_there_are_none(monkeypatch: pytest.MonkeyPatc
         run(P, callback=dj.DiscreteCallback(lambda u, p, t: u[0] < 0, lambda u, p, t: u))
 
 
+def test_steps_between_events_are_nearly_bare() -> None:
+    """Steps in which nothing happens have a loop of their own, with the condition at their ends and
+    little more; what an event takes is not in it."""
+
+    def end(p: jax.Array, **options: Any) -> jax.Array:
+        return run(p, **options).u_end
+
+    (bare,) = loop_bodies(compiled_text(end))
+    never = dj.ContinuousCallback(lambda u, p, t: u[0] + 1e3, lambda u, p, t: 2 * u, samples=0)
+    watched = loop_bodies(compiled_text(lambda p: end(p, callback=never)))
+    assert any(bare <= body <= 1.6 * bare for body in watched)
+
+
 # Memory and work of a gradient --------------------------------------------------------
 
 
