@@ -104,7 +104,7 @@ def test_published_gradients(case: GradientCase) -> None:
 
     def loss(p: jax.Array, u0: jax.Array) -> tuple[jax.Array, jax.Array]:
         adjoint, prob = dj.ReversibleAdjoint(checkpoints=64), case.case.ode(p=p, u0=u0)
-        sol = dj.solve(prob, dj.Vern7(), saveat=case.times, rtol=1e-11, atol=1e-11, adjoint=adjoint)
+        sol = dj.solve(prob, dj.Tsit5(), saveat=case.times, rtol=1e-10, atol=1e-10, adjoint=adjoint)
         return case.loss(sol.u), sol.stats.naccept
 
     arguments = jnp.asarray(case.case.p), jnp.asarray(case.case.u0)
@@ -113,7 +113,7 @@ def test_published_gradients(case: GradientCase) -> None:
     close(value, case.value)
     got = dict(zip(("p", "u0"), grads, strict=True))
     close({name: got[name] for name in case.grads}, case.grads, 1e-6, 1e-12)
-    assert steps < 400
+    assert steps < 700
 
 
 @pytest.mark.slow
