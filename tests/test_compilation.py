@@ -240,6 +240,7 @@ def test_tangents_of_one_trajectory_are_one_native_function() -> None:
 
     for function in (
         lambda p: jax.jvp(loss, (p,), (p,)),
+        jax.jacfwd(loss),
         jax.grad(lambda p: loss(p, dj.ForwardMode())),
         jax.jacfwd(lambda p: loss(p, dj.ForwardMode())),
     ):

@@ -161,6 +161,35 @@ def test_noise_of_fixed_steps_that_jumps_cut(monkeypatch):
         jax.tree.map(lambda x: x[0], sol).noise(0.5)
 
 
+@KINDS
+def test_rates_on_a_stochastic_equation_have_no_derivative(kind):
+    """Refused where the rate is differentiated, and nowhere else: not for parameters beside its
+    own, nor for a rate that is kept out of the gradient. u' = -a u with jumps that do nothing."""
+
+    def end(p, rate):
+        sde = dj.SDEProblem(
+            lambda u, p, t: -p["a"] * u, lambda u, p, t: 0 * u, jnp.ones(1), (0.0, 1.0), p
+        )
+        prob = dj.JumpProblem(sde, kind(rate, lambda u, p, t: u))
+        return dj.solve(prob, dj.EM(), steps=64, key=jax.random.key(0), max_events=16).u[-1, 0]
+
+    def shared(u, p, t):
+        return p["a"] + p["rate"]
+
+    def held(u, p, t):
+        return shared(u, jax.lax.stop_gradient(p), t) + u[0] ** 2
+
+    p = {"a": jnp.array(0.5), "rate": jnp.array(2.0)}
+    for transform in (jax.grad, jax.jacfwd, lambda f: jax.jit(jax.grad(f))):
+        with pytest.raises(TypeError, match=r"cannot be differentiated.*stop_gradient"):
+            transform(lambda p: end(p, shared))(p)
+    # To the error of Euler's method, whose derivative without jumps is -0.6101.
+    want = pytest.approx(-np.exp(-0.5), abs=4e-3)
+    assert jax.jit(jax.grad(lambda p: end(p, held)))(p)["a"] == want
+    alone = jax.grad(lambda a: end({**p, "a": a}, lambda u, p, t: p["rate"]))
+    assert alone(p["a"]) == want
+
+
 def test_several_jumps_with_one_hazard_or_one_each():
     """Two jumps with rates 1 and 3, told apart by what they do; aggregators differ in how."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +148,7 @@ class _Forward:
                 index = jnp.where(due, j, rows[0].shape[0])
                 rows = [x.at[index].set(v, mode="drop") for x, v in pairs]
             else:
-                rows = [put(x, v, j) for x, v in pairs]
+                rows = [_put(x, v, j) for x, v in pairs]
             return j + due.astype(jnp.int32), rows
 
         assert carry.j is not None
@@ -211,6 +211,25 @@ class _Forward:
         return Smooth(rows, point.u, t_end, *tape, point.history, log)
 
 
+@jax.custom_batching.custom_vmap
+def _put(buffer: Array, row: Array, number: Array) -> Array:
+    """As `put`; of several tangents of one trajectory, whose number is the same, by one update,
+    where JAX would scatter."""
+    return put(buffer, row, number)
+
+
+@_put.def_vmap
+def _(size: int, mapped: Any, buffer: Array, row: Array, number: Array) -> tuple[Array, bool]:
+    if mapped[2]:
+        axes = [0 if m else None for m in mapped]
+        return jax.vmap(put, axes, axis_size=size)(buffer, row, number), True
+    buffer, row = (
+        x if m else jnp.broadcast_to(x, (size, *x.shape))
+        for x, m in zip((buffer, row), mapped, strict=False)
+    )
+    return jax.lax.dynamic_update_slice_in_dim(buffer, row[:, None], number, axis=1), True
+
+
 def _mark(carry: _Carry, number: Array) -> _Carry:
     """Write the tangent of the current point into row `number` of the tape's."""
     t = carry.tape_t
@@ -250,4 +269,5 @@ def replay_forward(
         list(residuals),
         list(tangents),
         native=replay.plan.small,
+        tangents=True,
     )
