@@ -63,7 +63,7 @@ def cure(sol: Solution, arguments: Arguments, options: Options, code: ReturnCode
         method = "dj.Rodas5P()"
         if large:
             method = (
-                "dj.KenCarp4(), and give the problem a jac_sparsity= (for example \"detect\") or "
+                'dj.KenCarp4(), and give the problem a jac_sparsity= (for example "detect") or '
                 "the method a linear_solver=dj.GMRES()"
             )
         return (

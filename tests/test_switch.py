@@ -51,7 +51,7 @@ def test_a_problem_that_is_not_stays_explicit():
 
 
 def diffusion(count, t1=1.0):
-    """u' = k (u_{i-1} - 2 u_i + u_{i+1}) + cos t on a ring, and the solution of which it is that."""
+    """u' = k (u_{i-1} - 2 u_i + u_{i+1}) + cos t on a ring, and the state at its end."""
     angles, k = 2 * np.pi * np.arange(count) / count, 1e4
 
     def f(u, p, t):
