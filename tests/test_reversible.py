@@ -113,6 +113,7 @@ def test_published_gradients(case: GradientCase) -> None:
     close(value, case.value)
     got = dict(zip(("p", "u0"), grads, strict=True))
     close({name: got[name] for name in case.grads}, case.grads, 1e-6, 1e-12)
+    # Tsit5 takes 589 and 580 at this tolerance.
     assert steps < 700
 
 

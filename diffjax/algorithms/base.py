@@ -170,8 +170,12 @@ class Algorithm(eqx.Module):
         """Whether the next step is of this kind; asked of phases only."""
         raise NotImplementedError
 
+    def begins(self, memory: Memory) -> Bool[Array, ""]:
+        """Whether the next step is the first of this kind in a row; asked of phases only."""
+        raise NotImplementedError
+
     def enter(self, field: Field, t: Array, u: State, memory: Memory) -> Memory:
-        """The memory when a loop over steps of this kind begins; asked of phases only."""
+        """The memory before the first step of this kind in a row; asked of phases only."""
         raise NotImplementedError
 
     def init(self, field: Field, t: Array, u: State) -> Memory:

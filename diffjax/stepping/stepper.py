@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ..algorithms.base import Algorithm, Memory, State, StepResult
 from ..events.transition import StepEvents
 from .plan import Inputs, Plan
+from .trees import when
 
 Carry = TypeVar("Carry")
 
@@ -114,7 +115,8 @@ class Stepper(Generic[Carry]):
         """The carry when a loop over steps of one kind begins."""
         if self.quiet is not None:
             return c
-        memory = self.alg.enter(self.field, self.time(c), self.state(c), c.memory)
+        alg, t, u = self.alg, self.time(c), self.state(c)
+        memory = when(alg.begins(c.memory), lambda m: alg.enter(self.field, t, u, m), c.memory)
         return c._replace(memory=memory)
 
     def no_iterations(self) -> Iterations | None:
