@@ -16,6 +16,7 @@ from .algorithms.rosenbrock_methods import Rodas5P
 from .algorithms.sra import SOSRA
 from .algorithms.sri import SOSRI
 from .algorithms.switch import AutoSwitch
+from .linear.reuse import KEPT
 from .prepare import value_of
 from .problems.base import Problem
 from .problems.ensemble import EnsembleProblem
@@ -25,8 +26,11 @@ from .stepping.steady_state import RootfindOrDynamicSS
 
 # Below this relative tolerance the explicit method is of order 7.
 _TIGHT = 1e-6
-# Up to this many real unknowns a dense Jacobian is cheap to compute and to keep for every lane.
-_DENSE = 50
+# Up to this many real unknowns Rosenbrock steps, with a dense Jacobian each, are the fastest.
+_SMALL = 50
+# Beyond so many with a dense Jacobian, matrices that are kept for every lane fill the memory: 1,000
+# unknowns of 100 lanes take 1 GB, and a step that is not stiff ten times as long.
+_DENSE = KEPT
 # The most steps, and the most jumps of a pure jump process of which not all are kept.
 _MAX_STEPS, _MAX_JUMPS = 4096, 10_000_000
 
@@ -48,11 +52,12 @@ def default_algorithm(prob: Problem, rtol: PyTree, *, restarts: bool) -> Algorit
     explicit = Vern7() if tight else Tsit5()
     if restarts:
         return explicit
-    if _unknowns(prob) <= _DENSE:
+    count = _unknowns(prob)
+    if count <= _SMALL:
         return AutoSwitch(explicit, Rodas5P())
     # At 100 unknowns FBDF takes 2 to 4 times as long as KenCarp4, 1.3 to 2 times if banded.
     sparse = prob.arguments().get("jac_sparsity") is not None
-    return AutoSwitch(explicit, KenCarp4()) if sparse else explicit
+    return AutoSwitch(explicit, KenCarp4()) if sparse or count <= _DENSE else explicit
 
 
 def default_max_steps(prob: Problem, saveat: Any) -> int:

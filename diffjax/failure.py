@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .linear.coordinates import Coordinates
+from .linear.reuse import KEPT
 from .prepare import Arguments, Options, prepare
 from .solution import ReturnCode, Solution, SolveError, concrete
 from .stepping.initialization import inconsistency
@@ -58,9 +59,16 @@ def raise_on_failure(sol: Solution, cure: Callable[[ReturnCode], str]) -> None:
 def cure(sol: Solution, arguments: Arguments, options: Options, code: ReturnCode) -> str:
     """What to try when a solve of a differential equation has failed."""
     if code == ReturnCode.max_steps and _looks_stiff(sol, arguments, options):
+        large = sum(jnp.size(x) for x in jax.tree_util.tree_leaves(sol.final["u"])) > KEPT
+        method = "dj.Rodas5P()"
+        if large:
+            method = (
+                'dj.KenCarp4(), and give the problem a jac_sparsity= (for example "detect") or '
+                "the method a linear_solver=dj.GMRES()"
+            )
         return (
             "the problem looks stiff there: stability, not accuracy, holds the steps of this "
-            "explicit method back; use an implicit method such as dj.Rodas5P()"
+            f"explicit method back; use an implicit method such as {method}"
         )
     if code == ReturnCode.initial_failed and options.initialize == "check":
         return f'{_worst_equation(arguments, options)}; give another start, or initialize="brown"'

@@ -281,8 +281,9 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         ends = (times.t0, times.t1, times.direction)
         path = arguments.path
         if path is None:
-            # Steps that events cut are not known by their number.
-            by_number = options.fixed and plan.rows == plan.fixed_steps
+            # A step that is taken again, up to a root inside of it, needs a part of its noise.
+            again = plan.events is not None and bool(plan.events.continuous)
+            by_number = options.fixed and not again
             path = own_noise(arguments.key, dim, by_number, *ends)
         noise = noise_of_solve(path, given["correlation"], arguments.negated, dim, times.direction)
         driven = {"diffusion": diffusion_args, "noise": noise}

@@ -82,12 +82,12 @@ def solve(
     - `prob`: the problem; `u0`, `tspan`, `p` replace its own, as `dj.remake` does.
     - `alg`: how a step is taken, for example `dj.Tsit5()`. By default `Tsit5`, or `Vern7` for a
         relative tolerance under 1e-6, that hands over to `Rodas5P` where the problem is stiff
-        (`dj.AutoSwitch`); beyond 50 unknowns to `KenCarp4` if there is a `jac_sparsity`, else not
-        at all, nor with an adjoint whose steps restart often (the continuous and the reversible).
-        With a mass matrix `Rodas5P`; for a `DAEProblem` `DFBDF`; for a steady state `SSRootfind`,
-        and should that fail `DynamicSS`. For a stochastic problem `SOSRI` (diagonal or scalar
-        noise, Ito), `SOSRA` (additive), `LambaEM` (any other Ito noise) or `LambaEulerHeun`
-        (Stratonovich). For a pure jump process `SSAStepper`.
+        (`dj.AutoSwitch`); beyond 50 unknowns to `KenCarp4`; beyond 200 not at all without a
+        `jac_sparsity`, nor with an adjoint whose steps restart often (the continuous and the
+        reversible). With a mass matrix `Rodas5P`; for a `DAEProblem` `DFBDF`; for a steady state
+        `SSRootfind`, and should that fail `DynamicSS`. For a stochastic problem `SOSRI` (diagonal
+        or scalar noise, Ito), `SOSRA` (additive), `LambaEM` (any other Ito noise) or
+        `LambaEulerHeun` (Stratonovich). For a pure jump process `SSAStepper`.
     - `saveat`: which times to save: a number (a spacing, for a span of Python numbers; both ends
         are saved), an array of times sorted in the direction of the solve, a function
         `(t0, t1) -> times`, `"steps"` (every accepted step, padded; `sol.n` rows are filled) or

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import diffjax as dj
+from diffjax.stepping.watch import Watch
 from tests.problems import LOTKA_VOLTERRA, lotka_volterra
 
 P = jnp.asarray(LOTKA_VOLTERRA.p)
@@ -88,11 +89,15 @@ def test_tall_matrices_have_wide_cotangents() -> None:
         def end(x: jax.Array) -> jax.Array:
             u0 = jnp.stack([x, -x])
             prob = dj.ODEProblem(lambda u, w, t: jnp.tanh(u @ first) @ w, u0, (0.0, 1.0), w)
-            return dj.solve(prob, dj.Tsit5(), rtol=1e-9, atol=1e-9, max_steps=64).u
+            options = {"saveat": 0.5, "rtol": 1e-9, "atol": 1e-9, "max_steps": 64}
+            return dj.solve(prob, dj.Tsit5(), **options).u
 
         return jnp.sum(jax.vmap(end)(start))
 
     compiled = jax.jit(jax.grad(loss)).lower(weight).compile()
+    # Two products an evaluation, and three to pull it back. The first stage of a step, the last of
+    # the one before, is pulled back once; of the last the value itself is not needed.
+    assert max(loop_bodies(compiled.as_text(), r"dot\(")) == (6 * 2 + 1) + 6 * 3
     products = re.findall(r"= f64\[([\d,]+)\]\S* dot\(", compiled.as_text())
     assert "2,50" in products
     assert "50,2" not in products
@@ -164,8 +169,12 @@ def test_dense_output_is_compiled_once() -> None:
 # Operations ---------------------------------------------------------------------------
 
 
-def loop_bodies(compiled: str) -> list[int]:
-    """The number of instructions of each `while` body in a compiled program, fusions included."""
+_NO_ARITHMETIC = r"(?!(?:parameter|constant|get-tuple-element|tuple|bitcast)\()"
+
+
+def loop_bodies(compiled: str, operation: str = _NO_ARITHMETIC) -> list[int]:
+    """How many instructions each `while` body in a compiled program has, fusions included, whose
+    operation begins like that."""
     sizes = {}
     for block in re.split(r"\n\n", compiled):
         head = re.match(r"\s*%?([\w.\-]+) \(", block)
@@ -177,11 +186,7 @@ def loop_bodies(compiled: str) -> list[int]:
         for line in sizes.get(name, []):
             called = re.findall(r"(?:calls|to_apply|body)=%?([\w.\-]+)", line)
             total += (
-                sum(map(size, called))
-                if called
-                else not re.search(
-                    r"= \S+ (parameter|constant|get-tuple-element|tuple|bitcast)\(", line
-                )
+                sum(map(size, called)) if called else bool(re.search(rf"= \S+ {operation}", line))
             )
         return total
 
@@ -226,6 +231,22 @@ def test_fixed_steps_trace_no_controller() -> None:
     assert " log " in adaptive
 
 
+def test_tangents_of_one_trajectory_are_one_native_function() -> None:
+    """The steps and a tangent, or several as the columns of a Jacobian: no `vmap` of trajectories,
+    whose loop dispatches every operation."""
+
+    def loss(p: jax.Array, adjoint: dj.Adjoint | None = None) -> jax.Array:
+        return jnp.sum(run(p, saveat=0.7, adjoint=adjoint).u)
+
+    for function in (
+        lambda p: jax.jvp(loss, (p,), (p,)),
+        jax.jacfwd(loss),
+        jax.grad(lambda p: loss(p, dj.ForwardMode())),
+        jax.jacfwd(lambda p: loss(p, dj.ForwardMode())),
+    ):
+        assert jax.jit(function).lower(P).as_text().count("xla_cpu_small_call") == 2
+
+
 def test_extra_stages_only_where_output_needs_them() -> None:
     """Vern9's ten further stages are not in a program that saves the end alone."""
 
@@ -248,6 +269,33 @@ def test_no_host_callback() -> None:
 def run(p: jax.Array, **options: Any) -> dj.Solution:
     prob = dj.ODEProblem(lotka_volterra, U0, (0.0, 5.0), p)
     return dj.solve(prob, dj.Tsit5(), **options)
+
+
+def test_events_cost_nothing_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program without callbacks, or with a list of none, holds nothing that watches for events,
+    so its loop is the one that is bounded above."""
+    lowered = jax.jit(lambda p: run(p, callback=[]).u).lower(P).as_text()
+
+    def refuse(*args: Any) -> None:
+        raise AssertionError("something watches for events")
+
+    monkeypatch.setattr(Watch, "__init__", refuse)
+    assert jax.jit(lambda p: run(p).u).lower(P).as_text() == lowered
+    with pytest.raises(AssertionError, match="watches"):
+        run(P, callback=dj.DiscreteCallback(lambda u, p, t: u[0] < 0, lambda u, p, t: u))
+
+
+def test_steps_between_events_are_nearly_bare() -> None:
+    """Steps in which nothing happens have a loop of their own, with the condition at their ends and
+    little more; what an event takes is not in it."""
+
+    def end(p: jax.Array, **options: Any) -> jax.Array:
+        return run(p, **options).u_end
+
+    (bare,) = loop_bodies(compiled_text(end))
+    never = dj.ContinuousCallback(lambda u, p, t: u[0] + 1e3, lambda u, p, t: 2 * u, samples=0)
+    watched = loop_bodies(compiled_text(lambda p: end(p, callback=never)))
+    assert any(bare <= body <= 1.6 * bare for body in watched)
 
 
 # Memory and work of a gradient --------------------------------------------------------

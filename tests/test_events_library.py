@@ -16,19 +16,24 @@ pytestmark = pytest.mark.slow
 def test_positive_domain() -> None:
     """u' = -|u| falls without bound once below zero. The bounds are those of
     SciML/DiffEqCallbacks.jl, test/domain_tests.jl, after Shampine et al. (2005): there of the
-    points where the callback has acted and the end, here of all steps, at a tenth of the rtol."""
+    points where the callback has acted and the end, at the default rtol of 1e-3. At the other steps
+    the method's own error of u' = -u is 4.2e-4 then, at t = 1.7, long before anything is negative;
+    all steps are within the bounds at a tenth of the rtol."""
     prob = dj.ODEProblem(lambda u, p, t: -jnp.abs(u), jnp.ones(1), (0.0, 40.0))
     options: dict[str, Any] = {"saveat": "steps", "max_steps": 512}
     naive = dj.solve(prob, dj.BS3(), **options)
     assert abs(naive.u_end[0] - np.exp(-40)) > 9e4
-    sol = dj.solve(prob, dj.BS3(), callback=dj.PositiveDomain(), rtol=1e-4, **options)
-    t, u = np.asarray(sol.t[: sol.n]), np.asarray(sol.u[: sol.n, 0])
-    error = np.abs(u - np.exp(-t))
-    assert np.max(error) < 9.9e-5
-    assert np.sqrt(np.mean(error**2)) < 4.5e-5
-    assert error[-1] < 4.3e-18
-    assert np.min(u) >= 0
-    assert sol.events.n == 0
+    for rtol in (1e-3, 1e-4):
+        sol = dj.solve(prob, dj.BS3(), callback=dj.PositiveDomain(), rtol=rtol, **options)
+        t, u = np.asarray(sol.t[: sol.n]), np.asarray(sol.u[: sol.n, 0])
+        acted = u == 0
+        assert np.any(acted[:-1])
+        error = np.abs(u - np.exp(-t))[acted if rtol == 1e-3 else slice(None)]
+        assert np.max(error) < 9.9e-5
+        assert np.sqrt(np.mean(error**2)) < 4.5e-5
+        assert error[-1] < 4.3e-18
+        assert np.min(u) >= 0
+        assert sol.events.n == 0
     with pytest.raises(ValueError, match="needs adaptive steps"):
         dj.solve(prob, dj.RK4(), dt=0.1, callback=dj.PositiveDomain())
 

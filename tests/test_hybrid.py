@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import diffjax as dj
 from diffjax import ConstantRateJump, VariableRateJump
@@ -129,6 +130,64 @@ def test_merton():
         assert abs(np.mean(np.asarray(sol.stats.nevents)) - often) < 4 * np.sqrt(often / len(keys))
         # An attempt or two more for a jump whose time is not known.
         assert np.mean(np.asarray(sol.stats.nreject)) < 3 * often
+
+
+def test_noise_of_fixed_steps_that_jumps_cut(monkeypatch):
+    """u = sigma W + N: W(1) is normal and independent of the number of jumps, and the derivative by
+    sigma; no path is looked up for steps whose ends are known before they are taken."""
+
+    def refuse(*args, **options):
+        raise AssertionError("a path is looked up")
+
+    monkeypatch.setattr(dj.noise.VirtualBrownianTree, "__init__", refuse)
+
+    def path(sigma, key):
+        sde = dj.SDEProblem(
+            lambda u, p, t: 0 * u, lambda u, p, t: p, jnp.zeros(1), (0.0, 1.0), sigma
+        )
+        prob = dj.JumpProblem(sde, ConstantRateJump(lambda u, p, t: 3.0, shot))
+        sol = dj.solve(prob, dj.EM(), steps=2, key=key, max_events=16)
+        return sol.u[-1, 0], sol
+
+    keys = jax.random.split(jax.random.key(5), 4000)
+    run = jax.jit(jax.vmap(jax.grad(path, has_aux=True), in_axes=(None, 0)))
+    slopes, sol = run(jnp.full(1, 0.5), keys)
+    count = np.asarray(sol.stats.nevents)
+    w = (np.asarray(sol.u[:, -1, 0]) - count) / 0.5
+    assert scipy.stats.kstest(w, "norm").pvalue > 1e-3
+    assert abs(np.corrcoef(w, count)[0, 1]) < 4 / np.sqrt(len(keys))
+    np.testing.assert_allclose(slopes[:, 0], w, atol=1e-13)
+    with pytest.raises(ValueError, match="adaptive steps"):
+        jax.tree.map(lambda x: x[0], sol).noise(0.5)
+
+
+@KINDS
+def test_rates_on_a_stochastic_equation_have_no_derivative(kind):
+    """Refused where the rate is differentiated, and nowhere else: not for parameters beside its
+    own, nor for a rate that is kept out of the gradient. u' = -a u with jumps that do nothing."""
+
+    def end(p, rate):
+        sde = dj.SDEProblem(
+            lambda u, p, t: -p["a"] * u, lambda u, p, t: 0 * u, jnp.ones(1), (0.0, 1.0), p
+        )
+        prob = dj.JumpProblem(sde, kind(rate, lambda u, p, t: u))
+        return dj.solve(prob, dj.EM(), steps=64, key=jax.random.key(0), max_events=16).u[-1, 0]
+
+    def shared(u, p, t):
+        return p["a"] + p["rate"]
+
+    def held(u, p, t):
+        return shared(u, jax.lax.stop_gradient(p), t) + u[0] ** 2
+
+    p = {"a": jnp.array(0.5), "rate": jnp.array(2.0)}
+    for transform in (jax.grad, jax.jacfwd, lambda f: jax.jit(jax.grad(f))):
+        with pytest.raises(TypeError, match=r"cannot be differentiated.*stop_gradient"):
+            transform(lambda p: end(p, shared))(p)
+    # To the error of Euler's method, whose derivative without jumps is -0.6101.
+    want = pytest.approx(-np.exp(-0.5), abs=4e-3)
+    assert jax.jit(jax.grad(lambda p: end(p, held)))(p)["a"] == want
+    alone = jax.grad(lambda a: end({**p, "a": a}, lambda u, p, t: p["rate"]))
+    assert alone(p["a"]) == want
 
 
 def test_several_jumps_with_one_hazard_or_one_each():

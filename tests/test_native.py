@@ -43,13 +43,14 @@ OPTIONS = [
     (dj.RK4(), {"steps": 4}),
     (dj.BS3(), {"saveat": 0.25}),
     (dj.Heun(), {"saveat": 0.5, "adjoint": dj.DiscreteAdjoint(checkpoints=4), "max_steps": 256}),
+    (dj.BS3(), {"saveat": 0.5, "adjoint": dj.ForwardMode()}),
     (dj.AutoTsit5(dj.Rosenbrock23()), {"saveat": 0.5, "max_steps": 256}),
 ]
 for name in sys.argv[1:]:
     for field in FIELDS:
         # What is not used is found out ahead of the algorithm, so one will do; and the largest
         # program is one of these in two surroundings.
-        most = 1 if field != "all used" else 4 if name in ("top", "gradient") else 3
+        most = 1 if field != "all used" else 5 if name in ("top", "gradient") else 4
         for alg, options in OPTIONS[:most]:
             print(name, field, alg.name, flush=True)
             def s(p, u):

@@ -91,6 +91,7 @@ def test_counts_and_flags_are_saved_beside_numbers() -> None:
     def save(u: Any, p: Any, t: Any) -> Any:
         return {"large": u[0] > 1.5, "whole": jnp.floor(u[0]).astype(jnp.int32), "x": u[0]}
 
+    @jax.jit
     def saved(p: jax.Array) -> Any:
         prob = dj.ODEProblem(lambda u, p, t: p * u, jnp.ones(1), (0.0, 1.0), p)
         return dj.solve(prob, dj.Tsit5(), saveat=0.5, save_fn=save, rtol=1e-9, atol=1e-9).u
@@ -101,7 +102,7 @@ def test_counts_and_flags_are_saved_beside_numbers() -> None:
     assert out["whole"].tolist() == [1, 1, 2]
     assert out["whole"].dtype == jnp.int32
     for derivative in (jax.grad, jax.jacfwd):
-        slope = derivative(lambda p: saved(p)["x"][-1])(p)
+        slope = jax.jit(derivative(lambda p: saved(p)["x"][-1]))(p)
         np.testing.assert_allclose(slope, np.e, rtol=1e-7)
 
 
@@ -109,7 +110,7 @@ def test_save_idxs_and_save_fn() -> None:
     full = dj.solve(PROB, dj.Tsit5(), saveat=1.0, **TIGHT)
     for index in (1, [1, 0], slice(0, 1), np.array([1])):
         sol = dj.solve(PROB, dj.Tsit5(), saveat=1.0, save_idxs=index, **TIGHT)
-        close(sol.u, full.u[:, index if isinstance(index, slice) else np.asarray(index)], 1e-15)
+        close(sol.u, np.asarray(full.u)[:, index], 1e-15)
     prob = LOTKA_VOLTERRA.ode()
 
     def save(u: Any, p: Any, t: Any) -> dict[str, Any]:
@@ -120,8 +121,8 @@ def test_save_idxs_and_save_fn() -> None:
         sol = dj.solve(prob, dj.Tsit5(), saveat=saveat, save_fn=save)
         assert set(sol.u) == {"sum", "scaled", "time", "count"}
         if saveat == 1.0:
-            close(sol.u["sum"], jnp.sum(full.u, axis=1), 1e-14)
-            close(sol.u["scaled"], full.u * prob.p[0], 1e-14)
+            close(sol.u["sum"], np.sum(np.asarray(full.u), axis=1), 1e-14)
+            close(sol.u["scaled"], np.asarray(full.u) * float(prob.p[0]), 1e-14)
             close(sol.u["time"], full.t, 1e-15)
 
 
@@ -304,13 +305,13 @@ def test_a_stiff_problem_out_of_steps_names_the_cure() -> None:
 def test_backward_time() -> None:
     prob = OSCILLATOR.ode(u0=jnp.asarray(exact(10.0)), tspan=(10.0, 0.0))
     for saveat, times in ((2.5, [10, 7.5, 5, 2.5, 0]), (np.array([9.0, 1.0]), [9, 1])):
-        sol = dj.solve(prob, dj.Vern7(), saveat=saveat, **TIGHT)
+        sol = dj.solve(prob, dj.Tsit5(), saveat=saveat, **TIGHT)
         close(sol.t, times, 1e-14)
         close(sol.u, exact(times))
-    steps = dj.solve(prob, dj.Vern7(), saveat="steps", tstops=[5.0], dt=0.1, **TIGHT)
+    steps = dj.solve(prob, dj.Tsit5(), saveat="steps", tstops=[5.0], dt=0.01, **TIGHT)
     n = int(steps.n)
     assert np.all(np.diff(np.asarray(steps.t[:n])) < 0)
-    assert float(steps.t[1]) == 9.9
+    assert float(steps.t[1]) == 9.99
     assert 5.0 in np.asarray(steps.t)
     assert float(steps.t_end) == 0.0
     fixed = dj.solve(prob, dj.RK4(), dt=0.01, saveat=5.0)
@@ -341,7 +342,7 @@ def test_pytree_states_of_mixed_dtypes() -> None:
         assert jax.tree.structure(sol.u) == jax.tree.structure(u0)
         for got, first in zip(jax.tree.leaves(sol.u_end), jax.tree.leaves(u0), strict=True):
             assert (got.dtype, got.shape) == (first.dtype, first.shape)
-            close(got, first * np.asarray(np.exp(-1.0), first.dtype), 1e-5)
+            close(got, np.asarray(first) * np.asarray(np.exp(-1.0), first.dtype), 1e-5)
     dense = dj.solve(prob, dj.Tsit5(), rtol=1e-5, atol=1e-7, dense=True)
     close(dense(0.5)["a"], np.full((2, 3), np.exp(-0.5)), 1e-5)
 
@@ -370,7 +371,7 @@ def test_initial_state_and_span_as_functions() -> None:
         lambda p: (p["start"], 4.0),
         {"amplitude": jnp.asarray(2.0), "start": jnp.asarray(1.0)},
     )
-    sol = dj.solve(prob, dj.Vern7(), saveat=jnp.asarray([1.0, 3.0]), **TIGHT)
+    sol = dj.solve(prob, dj.Tsit5(), saveat=jnp.asarray([1.0, 3.0]), **TIGHT)
     close(sol.u, 2 * exact([1.0, 3.0]))
     close(sol.t_end, 4.0, 0.0)
 

@@ -50,6 +50,30 @@ def test_a_problem_that_is_not_stays_explicit():
     assert sol.stats.nf == alone.stats.nf
 
 
+def diffusion(count, t1=1.0):
+    """u' = k (u_{i-1} - 2 u_i + u_{i+1}) + cos t on a ring, and the state at its end."""
+    angles, k = 2 * np.pi * np.arange(count) / count, 1e4
+
+    def f(u, p, t):
+        return k * (jnp.roll(u, 1) - 2 * u + jnp.roll(u, -1)) + jnp.cos(t)
+
+    decay = 2 * k * (1 - np.cos(2 * np.pi / count))
+    prob = dj.ODEProblem(f, jnp.sin(angles), (0.0, t1))
+    return prob, np.sin(angles) * np.exp(-decay * t1) + np.sin(t1)
+
+
+def test_many_unknowns():
+    """A hundred of them are handed over by default, in a few steps where an explicit method needs
+    12,000; with more, whose matrices would be large, what to do is said."""
+    prob, end = diffusion(100)
+    sol = dj.solve(prob, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(sol.u[-1], end, rtol=1e-5)
+    assert int(sol.stats.naccept) < 200
+    assert 0 < int(sol.stats.nfactor) < 100
+    with pytest.raises(dj.SolveError, match=r"KenCarp4.*jac_sparsity.*GMRES"):
+        dj.solve(diffusion(201)[0])
+
+
 def test_back_and_forth():
     """Between its jumps the relaxation oscillator is stiff, in them it is not."""
     counts = []

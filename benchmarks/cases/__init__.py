@@ -16,6 +16,7 @@ from benchmarks.cases import (
     first_call,
     forward,
     gradient,
+    jump_diffusion,
     jumps,
     neural,
     oval2,
@@ -61,6 +62,7 @@ def all_cases() -> dict[str, Callable[[], list[Row]]]:
         "sde_oval2": oval2.rows,
         "sde_gradient": stochastic_gradient.rows,
         "jump_sir": jumps.rows,
+        "jump_diffusion": jump_diffusion.rows,
         "events": events.rows,
     }
     return adaptive | others

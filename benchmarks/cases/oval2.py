@@ -132,14 +132,15 @@ def _measured(paths: Paths, seed: int, runs: int) -> _Measured:
 
 
 def rows() -> list[Row]:
-    """Our SOSRI against every other way, and our Euler-Maruyama against a bare scan of it."""
+    """Our SOSRI against every other way, and our Euler-Maruyama against a bare scan of it, which
+    draws all 19 numbers of a diagonal noise too."""
     sosri = _measured(_adaptive(dj.SOSRI()), 0, runs=2)
     euler = _measured(_ours(dj.EM(), steps=EM_STEPS), 1, runs=2)
     bare = _measured(_bare, 2, runs=2)
     found = [
         _row("SOSRI", sosri, "ours, EM", euler, sosri),
         _row("SOSRI", sosri, "bare scan, EM", bare, sosri),
-        _row("EM", euler, "bare scan, EM", bare, sosri, wanted=1 / 1.3),
+        _row("EM", euler, "bare scan, EM", bare, sosri),
     ]
     for name, paths in {
         "ours, ImplicitRKMil": _adaptive(dj.ImplicitRKMil()),

@@ -40,7 +40,7 @@ def _tsit5() -> ctypes.CDLL:
 
 def sir_call(p: np.ndarray, u0: np.ndarray, times: np.ndarray, paths: int) -> Call:
     """Exact simulation of an epidemic, S + I -> 2 I and I -> R; gives (paths, times, 3)."""
-    library = _library("ssa")
+    library = _library("jumps")
     library.seed.argtypes = [ctypes.c_uint64]
     library.sir.argtypes = [ctypes.c_int, *3 * [ctypes.c_void_p], ctypes.c_int, ctypes.c_void_p]
     library.sir.restype = ctypes.c_long
@@ -50,6 +50,28 @@ def sir_call(p: np.ndarray, u0: np.ndarray, times: np.ndarray, paths: int) -> Ca
 
     def call() -> np.ndarray:
         library.sir(paths, *(x.ctypes.data for x in arrays), len(times), out.ctypes.data)
+        return out
+
+    return call
+
+
+def jump_diffusion_call(
+    a: np.ndarray, u0: np.ndarray, end: float, steps: int, rate: float, noise: float, paths: int
+) -> Call:
+    """du = A^T u^3 dt + noise u dW with u1 halved at a rate; gives the ends (paths, 2)."""
+    library, double, pointer = _library("jumps"), ctypes.c_double, ctypes.c_void_p
+    library.seed.argtypes = [ctypes.c_uint64]
+    library.jump_diffusion.argtypes = [ctypes.c_int, pointer, pointer, double, ctypes.c_int]
+    library.jump_diffusion.argtypes += [double, double, pointer]
+    library.jump_diffusion.restype = None
+    library.seed(1)
+    matrix, start = (np.ascontiguousarray(x, np.float64) for x in (a, u0))
+    out = np.empty((paths, 2))
+
+    def call() -> np.ndarray:
+        library.jump_diffusion(
+            paths, matrix.ctypes.data, start.ctypes.data, end, steps, rate, noise, out.ctypes.data
+        )
         return out
 
     return call

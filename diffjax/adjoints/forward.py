@@ -61,6 +61,9 @@ class ForwardMode(AdjointByLane):
             ]
             return sum((x.astype(flat.dtype) for x in pairs), jnp.zeros((), flat.dtype))
 
-        size = min(self.columns, flat.size)
-        columns = jax.lax.map(column, jnp.arange(flat.size), batch_size=size)
+        places = jnp.arange(flat.size)
+        if flat.size <= self.columns:
+            columns = jax.vmap(column)(places)
+        else:
+            columns = jax.lax.map(column, places, batch_size=self.columns)
         return [jnp.conj(x) for x in coordinates.unflatten(columns)]

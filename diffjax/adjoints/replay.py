@@ -36,11 +36,12 @@ Carry = TypeVar("Carry")
 
 class Point(NamedTuple):
     """Where a step starts or ends; `t` is None if times carry no derivative, `history` has no
-    leaves but for methods that remember past values."""
+    leaves but for methods that remember past values, `slope` is None unless steps hand it on."""
 
     u: PyTree
     t: Array | None
     history: PyTree = None
+    slope: PyTree = None
 
 
 class Row(NamedTuple):
@@ -68,10 +69,6 @@ class Row(NamedTuple):
             (False, self._replace(active=self.active & ~happened)),
             (True, self._replace(active=self.active & happened)),
         ]
-
-    def start(self, times: bool) -> Point:
-        """Where its step starts."""
-        return Point(self.u, self.t if times else None, self.past.history)
 
 
 class Inside(NamedTuple):
@@ -151,18 +148,37 @@ class Steps:
     times: bool
     saves: bool
 
+    @property
+    def hand_on(self) -> bool:
+        """Whether the last stage of a step is handed to the next as its first, so that it is
+        differentiated once, not twice: where saves depend on it. Otherwise it is not even computed
+        as the last."""
+        return self.plan.alg.is_fsal and self.saves and self.plan.events is None
+
+    def start(self, row: Row, inputs: Inputs) -> Point:
+        """Where a step starts."""
+        slope = None
+        if self.hand_on:
+            slope = self.plan.alg.init(self.plan.field(inputs), row.t, row.u).cache
+        return Point(row.u, row.t if self.times else None, row.past.history, slope)
+
     def step(self, start: Point, inputs: Inputs, row: Row, inside: bool) -> tuple[Point, Inside]:
         """From the start of a step to its end, and what its saves need if `inside`."""
         alg, field = self.plan.alg, self.plan.field(inputs)
         t, dt, end = self.schedule(start, inputs, row)
-        past = row.past._replace(history=start.history)
-        memory = alg.recall(field, t, start.u, past)
+        memory = row.past._replace(history=start.history, cache=start.slope)
+        if not self.hand_on:
+            memory = alg.recall(field, t, start.u, memory)
         result = alg.step(field.during(row.number), t, dt, start.u, memory, None)
         coefficients = alg.dense(field, t, dt, start.u, result.stages) if inside else None
-        history = result.memory.history
+        after = Point(result.u, None, *self._handed(result.memory))
         if not self.times:
-            return Point(result.u, None, history), Inside(coefficients, None, None)
-        return Point(result.u, end, history), Inside(coefficients, t, dt)
+            return after, Inside(coefficients, None, None)
+        return after._replace(t=end), Inside(coefficients, t, dt)
+
+    def _handed(self, memory: Memory) -> tuple[PyTree, PyTree]:
+        """What a step hands to the next beside the state: history and slope."""
+        return memory.history, memory.cache if self.hand_on else None
 
     def cross(
         self, start: Point, inputs: Inputs, row: Row, inside: bool
@@ -197,9 +213,9 @@ class Steps:
             return jtu.tree_map(jnp.zeros_like, u)
         return derivative(self.plan.alg.field_now(field, memory), t, u)
 
-    def first_history(self, inputs: Inputs) -> PyTree:
-        """What is remembered of the time before the solve."""
-        return self.plan.first_memory(inputs).history
+    def first(self, inputs: Inputs) -> tuple[PyTree, PyTree]:
+        """What the first step is handed beside the state: history and slope."""
+        return self._handed(self.plan.first_memory(inputs))
 
     def schedule(self, start: Point, inputs: Inputs, row: Row) -> tuple[Array, Array, Array]:
         if not self.times:

@@ -114,7 +114,8 @@ class Retreat:
         if self.steps.times:
             t = jnp.zeros(self._lane_shape(), self.inputs.t0.dtype)
             t = t if given.t_end is None else t + given.t_end
-        point = Point(u, t, history)
+        slope = jtu.tree_map(jnp.zeros_like, like[0]) if self.steps.hand_on else None
+        point = Point(u, t, history, slope)
         if self.replay.recorded:
             point = self._from_tape(point, record.used, jnp.asarray(True))
         j = None
@@ -169,7 +170,7 @@ class Retreat:
         history = added(point.history, given.tape_history)
         if t is not None and given.tape_t is not None:
             t = t + jnp.where(active, self.lanes(row, True, flag)(given.tape_t, number), 0)
-        return Point(u, t, history)
+        return point._replace(u=u, t=t, history=history)
 
     def due(self, j: Array | None, row: Row) -> Array:
         """Whether save j lies in this step, by lane."""
@@ -194,7 +195,10 @@ class Retreat:
         def lanes(start: Point, moving: list[Array]) -> tuple[Point, Inside, Happened | None]:
             return self.lanes(one, True, flags, self.flags, True)(start, moving, self.leaves, row)
 
-        start = row.start(self.steps.times)
+        def at(row: Row, leaves: list[Array]) -> Point:
+            return self.steps.start(row, jtu.tree_unflatten(self.moving.structure, leaves))
+
+        start = self.lanes(at, True, self.flags)(row, self.leaves)
         (_, between, happened), pull = jax.vjp(lanes, start, primals)
         between_bar = jtu.tree_map(jnp.zeros_like, between)
         if inside:
@@ -247,8 +251,7 @@ class Retreat:
             return self.steps.save(between, inputs, row, j)
 
         def pull(state: Any) -> Any:
-            j, between_bar, for_save = state
-            due = self.due(j, row)
+            j, due, bars, for_save = state
 
             def lanes(between: Inside, moving: list[Array]) -> list[Array]:
                 return self.lanes(one, True, flags, self.flags, True, True)(
@@ -262,13 +265,15 @@ class Retreat:
                 for o, g in zip(out, given, strict=True)
             ]
             bar, moving_bar = back(rows)
-            return j - due.astype(jnp.int32), add(between_bar, bar), add(for_save, moving_bar)
+            j = j - due.astype(jnp.int32)
+            return j, self.due(j, row), add(bars, stacked(bar)), add(for_save, moving_bar)
 
-        j, between_bar, for_save = jax.lax.while_loop(
-            lambda state: any_of(self.due(state[0], row)),
+        j, _, bars, for_save = jax.lax.while_loop(
+            lambda state: any_of(state[1]),
             pull,
-            (carry.j, between_bar, carry.for_save),
+            (carry.j, self.due(carry.j, row), stacked(between_bar), carry.for_save),
         )
+        between_bar = unstacked(bars, between_bar)
         return carry._replace(j=j, for_save=for_save), between_bar
 
     def retreat(self, carry: _Carry, row: Row) -> _Carry:
@@ -400,25 +405,26 @@ class Retreat:
             )
         if self.steps.saves and self.cotangents.rows is not None:
             carry = self.initial_saves(carry)
-        return self._collect(self.initial_history(carry))
+        return self._collect(self.before_first(carry))
 
-    def initial_history(self, carry: _Carry) -> _Carry:
-        """Pull back what is remembered of the time before the solve."""
-        if not jtu.tree_leaves(carry.point.history):
+    def before_first(self, carry: _Carry) -> _Carry:
+        """Pull back what the first step is handed beside the state."""
+        handed = carry.point.history, carry.point.slope
+        if not jtu.tree_leaves(handed):
             return carry
         primals, flags = self._group("step")
 
         def one(point: Point, moving: list[Array], leaves: list[Array]) -> PyTree:
             inputs = self.moving.place(leaves, "step", moving)
             t0 = inputs.t0 if point.t is None else point.t
-            return self.steps.first_history(inputs._replace(u0=point.u, t0=t0))
+            return self.steps.first(inputs._replace(u0=point.u, t0=t0))
 
         def lanes(point: Point, moving: list[Array]) -> PyTree:
             return self.lanes(one, True, flags, self.flags)(point, moving, self.leaves)
 
         _, back = jax.vjp(lanes, self._first_point(), primals)
-        point_bar, moving_bar = back(carry.point.history)
-        point = add(carry.point._replace(history=None), point_bar)
+        point_bar, moving_bar = back(handed)
+        point = add(carry.point._replace(history=None, slope=None), point_bar)
         return carry._replace(point=point, for_step=add(carry.for_step, moving_bar))
 
     def _collect(self, carry: _Carry) -> list[Array]:
@@ -485,3 +491,18 @@ def replay_backward(
 
     given = [ct for ct in cotangents if ct is not None]
     return one_or_many(run, run, list(residuals), given, native=replay.plan.small)
+
+
+def stacked(tree: PyTree) -> list[Array]:
+    """The leaves of each shape and dtype as one array, on a last axis."""
+    leaves = jtu.tree_leaves(tree)
+    kinds = dict.fromkeys((x.shape, x.dtype) for x in leaves)
+    return [jnp.stack([x for x in leaves if (x.shape, x.dtype) == kind], -1) for kind in kinds]
+
+
+def unstacked(stacks: list[Array], like: PyTree) -> PyTree:
+    """The tree whose leaves were stacked."""
+    leaves, structure = jtu.tree_flatten(like)
+    kinds = dict.fromkeys((x.shape, x.dtype) for x in leaves)
+    parts = {kind: iter(jnp.moveaxis(x, -1, 0)) for kind, x in zip(kinds, stacks, strict=True)}
+    return jtu.tree_unflatten(structure, [next(parts[x.shape, x.dtype]) for x in leaves])

@@ -1,7 +1,8 @@
 """A solve replayed forwards: a tangent pushed through every accepted step."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +43,10 @@ class _Carry(NamedTuple):
 
 
 class _Forward:
-    def __init__(self, replay: Replay, residuals: Residuals, tangents: Sequence[Array]) -> None:
-        self.replay, self.residuals = replay, residuals
+    def __init__(
+        self, replay: Replay, residuals: Residuals, tangents: Sequence[Array], *, many: bool
+    ) -> None:
+        self.replay, self.residuals, self.many = replay, residuals, many
         self.moving, self.steps = replay.moving, replay.steps
         self.leaves = residuals.leaves
         self.inputs: Inputs = jtu.tree_unflatten(self.moving.structure, self.leaves)
@@ -56,10 +59,10 @@ class _Forward:
         for i, tangent in zip(self.moving.which, self.tangents, strict=True):
             zeros[i] = tangent
         dots: Inputs = jtu.tree_unflatten(self.moving.structure, zeros)
-        history = None
-        if jtu.tree_leaves(of_record(self.residuals.record)[2]):
-            history = jax.jvp(self.steps.first_history, (inputs,), (_tangents_of(dots),))[1]
-        point = Point(dots.u0, dots.t0 if self.steps.times else None, history)
+        handed = None, None
+        if self.steps.hand_on or jtu.tree_leaves(of_record(self.residuals.record)[2]):
+            handed = jax.jvp(self.steps.first, (inputs,), (_tangents_of(dots),))[1]
+        point = Point(dots.u0, dots.t0 if self.steps.times else None, *handed)
         rows, j = None, None
         if self.steps.saves:
             assert inputs.saves is not None
@@ -104,7 +107,7 @@ class _Forward:
                 return self.steps.cross(start, inputs, row, inside)
             return *self.steps.step(start, inputs, row, inside), None
 
-        start = row.start(self.steps.times)
+        start = self.steps.start(row, self.inputs)
         primals = self.moving.take(self.primals, "step")
         dots = self.moving.take(self.tangents, "step")
         (_, between, _), (end, between_dot, happened) = jax.jvp(
@@ -139,8 +142,13 @@ class _Forward:
 
             value = jax.jvp(one, (between, primals), (between_dot, dots))[1]
             due = self.due(j, row)
-            index = jnp.where(due, j, rows[0].shape[0])
-            rows = [x.at[index].set(v, mode="drop") for x, v in zip(rows, value, strict=True)]
+            pairs = zip(rows, value, strict=True)
+            if self.many:
+                # Lanes that have nothing to save write nowhere.
+                index = jnp.where(due, j, rows[0].shape[0])
+                rows = [x.at[index].set(v, mode="drop") for x, v in pairs]
+            else:
+                rows = [_put(x, v, j) for x, v in pairs]
             return j + due.astype(jnp.int32), rows
 
         assert carry.j is not None
@@ -203,6 +211,25 @@ class _Forward:
         return Smooth(rows, point.u, t_end, *tape, point.history, log)
 
 
+@jax.custom_batching.custom_vmap
+def _put(buffer: Array, row: Array, number: Array) -> Array:
+    """As `put`; of several tangents of one trajectory, whose number is the same, by one update,
+    where JAX would scatter."""
+    return put(buffer, row, number)
+
+
+@_put.def_vmap
+def _(size: int, mapped: Any, buffer: Array, row: Array, number: Array) -> tuple[Array, bool]:
+    if mapped[2]:
+        axes = [0 if m else None for m in mapped]
+        return jax.vmap(put, axes, axis_size=size)(buffer, row, number), True
+    buffer, row = (
+        x if m else jnp.broadcast_to(x, (size, *x.shape))
+        for x, m in zip((buffer, row), mapped, strict=False)
+    )
+    return jax.lax.dynamic_update_slice_in_dim(buffer, row[:, None], number, axis=1), True
+
+
 def _mark(carry: _Carry, number: Array) -> _Carry:
     """Write the tangent of the current point into row `number` of the tape's."""
     t = carry.tape_t
@@ -232,8 +259,15 @@ def replay_forward(
 ) -> list[Array]:
     """The tangents of a solve's outputs, for one lane."""
 
-    def run(residuals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
+    def run(residuals: Sequence[Array], tangents: Sequence[Array], *, many: bool) -> list[Array]:
         given: Residuals = jtu.tree_unflatten(replay.residual_structure, residuals)
-        return jtu.tree_leaves(_Forward(replay, given, tangents).run())
+        return jtu.tree_leaves(_Forward(replay, given, tangents, many=many).run())
 
-    return one_or_many(run, run, list(residuals), list(tangents), native=replay.plan.small)
+    return one_or_many(
+        partial(run, many=False),
+        partial(run, many=True),
+        list(residuals),
+        list(tangents),
+        native=replay.plan.small,
+        tangents=True,
+    )

@@ -93,6 +93,9 @@ class Accompanied(Algorithm):
     def ready(self, memory: Memory) -> Bool[Array, ""]:
         return self.inner.ready(_own(memory))
 
+    def begins(self, memory: Memory) -> Bool[Array, ""]:
+        return self.inner.begins(_own(memory))
+
     def enter(self, field: Field, t: Array, u: State, memory: Memory) -> Memory:
         own = self.inner.enter(self.field_now(field, memory), t, u, _own(memory))
         return _with(own, memory.history)

@@ -124,6 +124,12 @@ class Algorithm(eqx.Module):
         raise NotImplementedError
 
     @property
+    def is_fsal(self) -> bool:
+        """Whether the last stage of a step is the first of the next: `Memory.cache` is the
+        derivative at the start of the step, and nothing else."""
+        return False
+
+    @property
     def stability(self) -> float | None:
         """Length of the interval of stability on the negative real axis, of explicit methods whose
         `stiffness` is known; None otherwise."""
@@ -164,8 +170,12 @@ class Algorithm(eqx.Module):
         """Whether the next step is of this kind; asked of phases only."""
         raise NotImplementedError
 
+    def begins(self, memory: Memory) -> Bool[Array, ""]:
+        """Whether the next step is the first of this kind in a row; asked of phases only."""
+        raise NotImplementedError
+
     def enter(self, field: Field, t: Array, u: State, memory: Memory) -> Memory:
-        """The memory when a loop over steps of this kind begins; asked of phases only."""
+        """The memory before the first step of this kind in a row; asked of phases only."""
         raise NotImplementedError
 
     def init(self, field: Field, t: Array, u: State) -> Memory:

@@ -44,6 +44,10 @@ class ExplicitRungeKutta(TableauMethod):
     unroll: bool = eqx.field(static=True, default=True)
 
     @property
+    def is_fsal(self) -> bool:
+        return self.tableau.fsal
+
+    @property
     def stability(self) -> float | None:
         tableau = self.tableau
         known = tableau.stages >= 3 and tableau.c[-2] == tableau.c[-1]

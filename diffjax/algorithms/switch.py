@@ -268,13 +268,14 @@ class _Phase(AutoSwitch):
     def ready(self, memory: Memory) -> Bool[Array, ""]:
         return memory.choice.stiff == self.side
 
+    def begins(self, memory: Memory) -> Bool[Array, ""]:
+        return self.ready(memory) & memory.choice.fresh
+
     def enter(self, field: Field, t: Array, u: State, memory: Memory) -> Memory:
         choice, (first, second) = memory.choice, memory.cache
         if not self.side:
-            new = self.nonstiff.init(field, t, u).cache
-            return memory._replace(cache=(_either(choice.fresh, first, new), second))
-        inner = Memory(memory.history, choice.inner, second)
-        inner = _either(choice.fresh, inner, self.stiff.init(field, t, u))
+            return memory._replace(cache=(self.nonstiff.init(field, t, u).cache, second))
+        inner = self.stiff.init(field, t, u)
         return Memory(inner.history, choice._replace(inner=inner.choice), (first, inner.cache))
 
     def recall(self, field: Field, t: Array, u: State, lasting: Memory) -> Memory:

@@ -120,9 +120,7 @@ def look(
     `rough` functions of time are searched without their slopes.
     """
     dt, tolerance, dtype = attempt.dt, attempt.resolution, attempt.t.dtype
-    grid = jnp.asarray(np.arange(1, samples + 2) / (samples + 1), dtype)
-    inside = jax.vmap(attempt.conditions)(grid[:-1]) if samples else attempt.end[None][:0]
-    values = jnp.concatenate([inside, attempt.end[None]])
+    grid, values = _sampled(attempt, samples)
     crossed = _crossings(values, attempt.sides, directions)
     in_row = jnp.any(crossed, axis=1)
     row = jnp.argmax(in_row)
@@ -187,6 +185,20 @@ def look(
     none = Search.none(dtype)
     kept = Search(*(jnp.where(pending, x, y) for x, y in zip(found, none, strict=True)))
     return Sighting(pending, fired, beyond, attempt.end, sides, kept)
+
+
+def crosses(attempt: Attempt, samples: int) -> Bool[Array, ""]:
+    """Whether some condition may have changed its sign, in either direction, or is no number."""
+    return ~jnp.all(_sampled(attempt, samples)[1] * attempt.sides[None] > 0)
+
+
+def _sampled(
+    attempt: Attempt, samples: int
+) -> tuple[Float[Array, " rows"], Float[Array, "rows conditions"]]:
+    """Fractions of the step, the last of them its end, and the conditions there."""
+    grid = jnp.asarray(np.arange(1, samples + 2) / (samples + 1), attempt.t.dtype)
+    inside = jax.vmap(attempt.conditions)(grid[:-1]) if samples else attempt.end[None][:0]
+    return grid, jnp.concatenate([inside, attempt.end[None]])
 
 
 def _crossings(values: Array, sides: Array, directions: tuple[int, ...]) -> Array:

@@ -19,6 +19,7 @@ equation (12), for the integrals.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -100,7 +101,8 @@ def hybrid(
 
     `given` are the arguments of the problem without its jumps.
 
-    **Raises:** `TypeError` or `ValueError` for jumps that do not fit the state.
+    **Raises:** `TypeError` or `ValueError` for jumps that do not fit the state; `TypeError` when
+    the parameters of a rate on a stochastic equation are differentiated.
     """
     dtype, at = t0.dtype, (u0, p, t0)
     # Not the numbers that the noise of a stochastic equation is made of.
@@ -112,6 +114,12 @@ def hybrid(
     variable = group([j for j in prob.jumps if isinstance(j, VariableRateJump)])
     constant = group([j for j in prob.jumps if not isinstance(j, VariableRateJump)])
     has_hazards, has_alarms = variable.count > 0, constant.count > 0
+    if given.get("g") is not None:
+        # Looked at here, where only what the user differentiates has a tangent.
+        u, t = jax.lax.stop_gradient((u0, t0))
+        for some in (variable, constant):
+            if some.count:
+                _undifferentiated(some.rates(u, p, t))
     draw = _drawing(constant) if has_alarms else _nothing
     before = jnp.full((), -1, jnp.int32)
     alarms = draw(u0, p, t0, before)
@@ -125,6 +133,24 @@ def hybrid(
         start = -variable.waits(before, _HAZARD, count)
         given = _with_hazards(given, u0, start, _summed(variable, separate))
     return Hybrid(given, tuple(callbacks), alarms, has_hazards)
+
+
+@jax.custom_jvp
+def _undifferentiated(rates: Float[Array, " jumps"]) -> Float[Array, " jumps"]:
+    """Rates that nothing of what is differentiated may reach."""
+    return rates
+
+
+@_undifferentiated.defjvp
+def _refused(primals: Any, tangents: Any) -> Any:
+    raise TypeError(
+        "the rate of a jump on a stochastic equation cannot be differentiated: jumps stay where "
+        "they are, and the gradient would say nothing of the rate. Keep the rate out of it, with "
+        "jax.lax.stop_gradient(p) inside rate(u, p, t) or a Python number; the gradient is then "
+        "that of drift, diffusion and affects. To differentiate the rate take a "
+        "dj.VariableRateJump on an ODEProblem, whose jump times are differentiated, or "
+        "dj.jumps.score_gradient on a DiscreteProblem."
+    )
 
 
 Draw = Callable[[Any, Any, Array, Array], Any]

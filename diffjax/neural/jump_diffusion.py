@@ -84,8 +84,9 @@ class NeuralJumpDiffusion(eqx.Module):
 
     Gradients are those of the path with its random numbers held: through drift, diffusion and
     affect, and without diffusion through the times of the jumps as well. What they miss is that a
-    jump may move past the end of the span, or past a save time: for a rate that is trained see
-    `dj.JumpProblem`.
+    jump may move past the end of the span, or past a save time. With diffusion the times stay where
+    they are: differentiating a rate is then refused, so give a Python number, or keep its arrays
+    out of the gradient with `jax.lax.stop_gradient`.
 
     !!! example
         ```python

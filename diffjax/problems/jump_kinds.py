@@ -49,9 +49,11 @@ class ConstantRateJump(_FunctionalJump):
         with a default are not counted.)
 
     Either may be an `equinox.Module`, such as a network, whose arrays are then differentiated like
-    `p`.
+    `p`. On a stochastic equation a rate cannot be differentiated, since its jumps stay where they
+    are: `jax.lax.stop_gradient` inside of it keeps it out of the gradient.
 
-    **Raises:** `TypeError` for what is not a function.
+    **Raises:** `TypeError` for what is not a function; in `solve`, when a rate is differentiated
+    on a stochastic equation.
 
     !!! example
         ```python

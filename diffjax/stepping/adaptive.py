@@ -159,8 +159,9 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         remaining = target - c.t if c.t_low is None else (target - c.t) - c.t_low
         landing = c.dt * LANDING_STRETCH >= remaining
         dt = jnp.where(landing, remaining, self._rounded(self._looking_ahead(c, stop)))
-        if self.watch is not None and c.events is not None:
-            dt, landing = self.watch.planned(c.events, dt, landing)
+        watch = None if self.quiet else self.watch
+        if watch is not None and c.events is not None:
+            dt, landing = watch.planned(c.events, dt, landing)
         field = self.field.during(c.naccept)
         result = self.alg.step(field, c.t, dt, c.u, c.memory, self.norm)
         assert result.error is not None
@@ -171,20 +172,21 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         active = self.active(c) if masked else None
         if active is not None:
             accepted = accepted & active
-        sighting = None
-        if self.watch is not None and c.events is not None:
+        usable, sighting = accepted, None
+        if self.watch is not None:
             # A step that misses its error may do so for an event inside of it.
             finite = jnp.isfinite(error) & result.ok
             usable = finite if active is None else finite & active
-            sighting = self.watch.look(c.events, c.t, dt, c.u, result, usable, accepted)
+        if watch is not None and c.events is not None:
+            sighting = watch.look(c.events, c.t, dt, c.u, result, usable, accepted)
         next_dt, control = self._next_dt(c, dt, error, result, accepted, landing)
-        if self.watch is not None and sighting is not None:
+        if watch is not None and sighting is not None:
             # What was planned before an event was met is what the solve goes on with after it.
             met = sighting.pending | jnp.any(sighting.fired & accepted)
             next_dt = jnp.where(met, c.dt, next_dt)
             control = where(sighting.pending, c.control, control)
             accepted = accepted & ~sighting.pending
-            landing = landing | self.watch.meets(sighting, c.t, dt, target)
+            landing = landing | watch.meets(sighting, c.t, dt, target)
         t, t_low = _advance_time(c.t, c.t_low, dt, landing, target)
         step = accepted.astype(jnp.int32)
         on_stop = landing & (stop <= target)
@@ -211,8 +213,10 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         if due is not None:
             landed = jnp.where(landing & ~on_stop & (due <= target), ON_ALARM, landed)
         record = Record(Step(c.t, dt, c.u, c.memory.lasting, result.stages), accepted, landed)
-        if self.watch is not None:
-            state, record = self._settle(self.watch, c, state, record, t, result, sighting)
+        if watch is not None:
+            state, record = self._settle(watch, c, state, record, t, result, sighting)
+        elif self.watch is not None:
+            state, record = self._undisturbed(self.watch, c, state, record, result, usable)
         self.report_progress(c, state)
         return state, record
 
@@ -247,6 +251,28 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         # How far a step goes that was cut at a root does not follow from the stop.
         landed = jnp.where(at.located, -1, record.landed)
         return state, record._replace(landed=landed, events=at.happenings)
+
+    def _undisturbed(
+        self,
+        watch: Watch,
+        c: AdaptiveState,
+        state: AdaptiveState,
+        record: Record,
+        result: StepResult,
+        usable: Array,
+    ) -> tuple[AdaptiveState, Record]:
+        """The state after a step in which nothing happens; that before it if something may."""
+        assert c.events is not None
+        accepted, scheduled = jnp.asarray(record.accepted), record.landed == ON_ALARM
+        owners = watch.args.owners
+        if owners is not None:
+            due = jnp.any(owners[jnp.maximum(record.landed, 0)])
+            scheduled |= due & (record.landed >= 0)
+        found, values = watch.disturbed(c.events, record.step, result, usable, accepted, scheduled)
+        events = c.events._replace(values=values, quiet=~found)
+        nothing = watch.nothing(c.events, record.step.dt)
+        state = where(found, c, state)._replace(events=events)
+        return state, record._replace(accepted=accepted & ~found, events=nothing)
 
     def _rounded(self, dt: Array) -> Float[Array, ""]:
         """The planned step; of a stochastic solve only its leading digits.

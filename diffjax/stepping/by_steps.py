@@ -130,7 +130,10 @@ class ByStepsDriver:
         tape = loop.tape
         if tape is not None:
             tape = tape.write(loop.carry.steps - loop.first_step, record)
-        loop = loop._replace(carry=carry, tape=tape, states=states, iteration=loop.iteration + 1)
+        # Attempts of one trajectory that a stepper leaves to another do not count.
+        tried = 1 if self.many else sum(stepper.counts(carry)) - sum(stepper.counts(loop.carry))
+        iteration = loop.iteration + tried
+        loop = loop._replace(carry=carry, tape=tape, states=states, iteration=iteration)
         return loop if loop.saving is None else self._save(loop, loop.saving, record)
 
     def _due(self, carry: Any, saving: _Saving, record: Record) -> Bool[Array, ""]:

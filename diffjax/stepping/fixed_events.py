@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int
 
-from ..algorithms.base import Memory, State
+from ..algorithms.base import Memory, State, StepResult
 from ..events.transition import Crossing
 from .fixed import fixed_time
 from .plan import Inputs, Plan
@@ -74,6 +74,8 @@ class FixedEventStepper(Stepper[FixedEventState]):
 
     def attempt(self, c: FixedEventState, *, masked: bool) -> tuple[FixedEventState, Record]:
         """One step, accepted unless it must be taken again up to an event."""
+        if self.quiet:
+            return self._undisturbed(c)
         grid = fixed_time(self.plan, self.inputs, c.done + 1)
         due = self.plan.next_alarm(c.memory)
         target = grid if due is None else jnp.minimum(grid, due)
@@ -88,11 +90,7 @@ class FixedEventStepper(Stepper[FixedEventState]):
         if sighting is not None:
             on_grid |= self.watch.meets(sighting, c.t, dt, grid)
         end = jnp.where(on_grid, grid, jnp.where(on_alarm, target, c.t + dt))
-        u, iterations = result.u, c.iterations
-        if iterations is not None:
-            # There is no smaller step to try, and what did not converge is no solution.
-            u = jtu.tree_map(lambda x: jnp.where(result.ok, x, jnp.nan), u)
-            iterations = iterations.after(result, ~iterations.failed & active)
+        u, iterations = self._converged(c, result, active)
         owners = self.watch.args.owners
         scheduled = None if owners is None else owners[c.done + 1] & on_grid
         at = Crossing(c.t, c.u, c.memory.lasting, dt, end, c.taken, pinned=on_grid | on_alarm)
@@ -117,6 +115,46 @@ class FixedEventStepper(Stepper[FixedEventState]):
         landed = jnp.where(on_alarm, ON_ALARM, jnp.where(on_grid, c.done + 1, -1))
         landed = jnp.where(at.located, -1, landed)
         record = Record(Step(c.t, dt, c.u, past, result.stages), accepted, landed, at.happenings)
+        return state, record
+
+    def _converged(
+        self, c: FixedEventState, result: StepResult, active: Array
+    ) -> tuple[State, Iterations | None]:
+        """The end of a step, NaN where its iteration failed, and what the iterations have done."""
+        if c.iterations is None:
+            return result.u, None
+        # There is no smaller step to try, and what did not converge is no solution.
+        u = jtu.tree_map(lambda x: jnp.where(result.ok, x, jnp.nan), result.u)
+        return u, c.iterations.after(result, ~c.iterations.failed & active)
+
+    def _undisturbed(self, c: FixedEventState) -> tuple[FixedEventState, Record]:
+        """A step in which nothing happens; none if something may."""
+        grid, watch, yes = (
+            fixed_time(self.plan, self.inputs, c.done + 1),
+            self.watch,
+            jnp.asarray(True),
+        )
+        due = self.plan.next_alarm(c.memory)
+        rings = jnp.asarray(False) if due is None else due < grid
+        owners = watch.args.owners
+        scheduled = rings if owners is None else rings | jnp.any(owners[c.done + 1])
+        field, past = self.field.during(c.taken), c.memory.lasting
+        result = self.alg.step(field, c.t, grid - c.t, c.u, c.memory, None)
+        u, iterations = self._converged(c, result, yes)
+        step = Step(c.t, grid - c.t, c.u, past, result.stages)
+        found, values = watch.disturbed(c.events, step, result._replace(u=u), yes, yes, scheduled)
+        after = c._replace(
+            t=grid,
+            done=c.done + 1,
+            taken=c.taken + 1,
+            u=u,
+            memory=result.memory,
+            iterations=iterations,
+        )
+        events = c.events._replace(values=values, quiet=~found)
+        state = where(found, c, after)._replace(events=events)
+        self.report_progress(c, state)
+        record = Record(step, ~found, c.done + 1, watch.nothing(c.events, step.dt))
         return state, record
 
     def counts(self, c: FixedEventState) -> Counts:

@@ -50,12 +50,16 @@ def one_or_many(
     *args: PyTree,
     native: bool,
     like: Callable[..., PyTree] | None = None,
+    tangents: bool = False,
 ) -> PyTree:
     """`single(*args)`, or under a `vmap` the `vmap` of `many`.
 
     With `native`, `single` is compiled as one function on a CPU if all that it does can be.
     `like(*args)`, if given, has results of the same types and is quickly traced; then `single` is
     traced only where it is used.
+
+    With `tangents` the last of the arguments holds tangents; several for the same of all others,
+    the columns of a Jacobian, are no lanes, but belong to one trajectory.
 
     Both must compute the same from their arguments alone and close over no tracer. `many` must
     not be confused by lanes that have ended.
@@ -73,7 +77,10 @@ def one_or_many(
     program = Program(flat(single), traced.in_avals, traced.out_avals)
     if first is single:
         program.closed = traced
-    out = lane_p.bind(*leaves, single=program, many=flat(many), native=native, tangent=None)
+    own = len(jtu.tree_leaves(args[:-1])) if tangents else len(leaves)
+    out = lane_p.bind(
+        *leaves, single=program, many=flat(many), native=native, tangent=None, own=own
+    )
     return jtu.tree_unflatten(jtu.tree_structure(shape), out)
 
 
@@ -145,7 +152,7 @@ class _Tangent:
         return [lanes.reduce(x, want) for x, want in zip(out, wanted, strict=True)]
 
 
-def _apply(*args: Array, single: Any, many: Any, native: bool, tangent: Any) -> list[Array]:
+def _apply(*args: Array, single: Any, **others: Any) -> list[Array]:
     return single(*args)
 
 
@@ -165,28 +172,49 @@ def _at_top(ctx: Any) -> bool:
 
 
 def _batch(
-    args: Any, dims: Any, *, single: Any, many: Any, native: bool, tangent: _Tangent | None
+    args: Any,
+    dims: Any,
+    *,
+    single: Any,
+    many: Any,
+    native: bool,
+    tangent: _Tangent | None,
+    own: int,
 ) -> Any:
     mapped = [d is not None for d in dims]
     size = next(x.shape[d] for x, d, m in zip(args, dims, mapped, strict=True) if m)
     args = [jnp.moveaxis(x, d, 0) if m else x for x, d, m in zip(args, dims, mapped, strict=True)]
-    lanes = jax.vmap(many, in_axes=tuple(0 if m else None for m in mapped), axis_size=size)
+    axes = tuple(0 if m else None for m in mapped)
+    lanes = jax.vmap(many, in_axes=axes, axis_size=size)
+    # Several tangents of one trajectory, which is still one.
+    columns = native and not any(mapped[:own])
+    alone = jax.vmap(single, in_axes=axes, axis_size=size) if columns else lanes
     if mesh_axes(args):
-        program = Program.of(lanes, *args)
+        program = Program.of(alone, *args)
     else:
         out_avals = [aval.update(shape=(size, *aval.shape)) for aval in single.out_avals]
-        program = Program(lanes, map(jax.typeof, args), out_avals)
+        program = Program(alone, map(jax.typeof, args), out_avals)
     out = lane_p.bind(
         *args,
         single=program,
         many=lanes,
-        native=False,
+        native=columns,
         tangent=None if tangent is None else tangent.within(size, mapped),
+        own=own,
     )
     return out, [0] * len(out)
 
 
-def _jvp(primals: Any, tangents: Any, *, single: Any, many: Any, native: bool, tangent: Any) -> Any:
+def _jvp(
+    primals: Any,
+    tangents: Any,
+    *,
+    single: Any,
+    many: Any,
+    native: bool,
+    tangent: _Tangent | None,
+    own: int,
+) -> Any:
     moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
     count = len(primals)
 
@@ -202,7 +230,7 @@ def _jvp(primals: Any, tangents: Any, *, single: Any, many: Any, native: bool, t
 
         return run
 
-    out = lane_p.bind(*primals, single=single, many=many, native=native, tangent=tangent)
+    out = lane_p.bind(*primals, single=single, many=many, native=native, tangent=tangent, own=own)
     # Apart from the value, so that a reverse pass transposes nothing but what is linear.
     args = [*primals, *(tangents[i] for i in moving)]
     smooth = lane_p.bind(
@@ -211,6 +239,7 @@ def _jvp(primals: Any, tangents: Any, *, single: Any, many: Any, native: bool, t
         many=tangents_of(many),
         native=native,
         tangent=_Tangent(many, single.in_avals, moving),
+        own=count,
     )
     dots = iter(smooth)
     return out, [
@@ -218,9 +247,7 @@ def _jvp(primals: Any, tangents: Any, *, single: Any, many: Any, native: bool, t
     ]
 
 
-def _transpose(
-    cotangents: Any, *args: Any, single: Any, many: Any, native: bool, tangent: _Tangent | None
-) -> Any:
+def _transpose(cotangents: Any, *args: Any, tangent: _Tangent | None, **others: Any) -> Any:
     assert tangent is not None, "only a tangent is linear in what comes last"
     primals = args[: len(tangent.avals)]
     return [None] * len(primals) + tangent.transpose(primals, cotangents)

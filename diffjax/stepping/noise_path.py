@@ -15,7 +15,8 @@ from .plan import Inputs, Plan
 class NoisePath(eqx.Module):
     """W of a solve, from its start: `sol.noise(t)`.
 
-    Of fixed steps it is known where they end, and a line between; of adaptive ones anywhere.
+    Of fixed steps it is known where they end, and a line between; of adaptive ones anywhere. Of
+    fixed steps that jumps have cut it is not kept.
     """
 
     noise: NoiseProcess
@@ -27,12 +28,21 @@ class NoisePath(eqx.Module):
     @staticmethod
     def of(plan: Plan, inputs: Inputs, direction: Any) -> "NoisePath":
         assert inputs.noise is not None
-        grid = None if inputs.noise.anywhere else FixedGrid.of(plan)
+        cut = plan.events is not None and plan.events.ringing
+        grid = None if inputs.noise.anywhere or cut else FixedGrid.of(plan)
         t0, t1 = inputs.t0, inputs.t1
         return NoisePath(inputs.noise.kept(), t0, t1, jnp.asarray(direction, t0.dtype), grid)
 
     def __call__(self, t: Any) -> Float[Array, "*times dim"]:
-        """The value at a time inside the span, or at an array of times."""
+        """The value at a time inside the span, or at an array of times.
+
+        **Raises:** `ValueError` for noise that is not kept.
+        """
+        if self.grid is None and not self.noise.anywhere:
+            raise ValueError(
+                "the noise of fixed steps that jumps have cut is not kept; take adaptive steps "
+                "(for example dj.LambaEM()), whose noise is known at any time."
+            )
         times = jnp.asarray(t, self.t0.dtype) * self.direction
         flat = self._at(times.reshape(-1))
         return flat.reshape(*times.shape, flat.shape[-1])

@@ -6,6 +6,7 @@ need it and it needs none of them.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -20,7 +21,7 @@ from .lanes import any_lane
 from .plan import Inputs, Plan, Settings
 from .stepper import Stepper
 from .tape import Snapshots, Tape
-from .trees import where
+from .trees import when
 from .varying import vary_alike
 from .watch import EventLog
 
@@ -106,15 +107,18 @@ def step_while(
     if not phases:
         return jax.lax.while_loop(pending, lambda loop: advance(stepper, loop), loop)
 
+    def steps_of(phase: Stepper[Any], loop: Any) -> Any:
+        return jax.lax.while_loop(
+            lambda loop: pending(loop) & phase.ready(loop.carry),
+            lambda loop: advance(phase, loop),
+            loop._replace(carry=phase.enter(loop.carry)),
+        )
+
     def turn(loop: Any) -> Any:
+        # What XLA moves out of a loop over steps must not be computed where none is taken.
         for phase in phases:
-            here = phase.ready(loop.carry)
-            carry = where(here, phase.enter(loop.carry), loop.carry)
-            loop = jax.lax.while_loop(
-                lambda loop, phase=phase: pending(loop) & phase.ready(loop.carry),
-                lambda loop, phase=phase: advance(phase, loop),
-                loop._replace(carry=carry),
-            )
+            ready = pending(loop) & phase.ready(loop.carry)
+            loop = when(ready, partial(steps_of, phase), loop)
         return loop
 
     return jax.lax.while_loop(pending, turn, loop)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ..algorithms.base import Algorithm, Memory, State, StepResult
 from ..events.transition import StepEvents
 from .plan import Inputs, Plan
+from .trees import when
 
 Carry = TypeVar("Carry")
 
@@ -74,6 +75,10 @@ class Stepper(Generic[Carry]):
     """Base class. A carry is a named tuple with fields `u`, `memory`, `iterations` and `events`,
     and a property `steps`, the number of accepted ones."""
 
+    # Of a solve with events: whether this one takes the steps in which nothing happens, or the
+    # others; None if it takes both.
+    quiet: bool | None = None
+
     def __init__(self, plan: Plan, inputs: Inputs) -> None:
         self.plan, self.inputs = plan, inputs
         self.alg = plan.alg
@@ -86,7 +91,14 @@ class Stepper(Generic[Carry]):
 
     def phases(self) -> list["Stepper[Carry]"]:
         """A stepper for each kind of step, if there are several."""
-        return [self._taking(alg) for alg in self.alg.phases]
+        if self.plan.events is None or self.alg.phases:
+            return [self._taking(alg) for alg in self.alg.phases]
+        return [self._where(quiet) for quiet in (True, False)]
+
+    def _where(self, quiet: bool) -> "Stepper[Carry]":
+        other = copy(self)
+        other.quiet = quiet
+        return other
 
     def _taking(self, alg: Algorithm) -> "Stepper[Carry]":
         other = copy(self)
@@ -95,11 +107,16 @@ class Stepper(Generic[Carry]):
 
     def ready(self, c: Any) -> Bool[Array, ""]:
         """Whether the next step is of the kind that this stepper takes."""
-        return self.alg.ready(c.memory)
+        if self.quiet is None:
+            return self.alg.ready(c.memory)
+        return c.events.quiet if self.quiet else ~c.events.quiet
 
     def enter(self, c: Any) -> Any:
         """The carry when a loop over steps of one kind begins."""
-        memory = self.alg.enter(self.field, self.time(c), self.state(c), c.memory)
+        if self.quiet is not None:
+            return c
+        alg, t, u = self.alg, self.time(c), self.state(c)
+        memory = when(alg.begins(c.memory), lambda m: alg.enter(self.field, t, u, m), c.memory)
         return c._replace(memory=memory)
 
     def no_iterations(self) -> Iterations | None:

@@ -14,11 +14,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..algorithms.base import Field, Memory, State, StepResult
 from ..algorithms.implicit import derivative
-from ..events.search import Attempt, Search, Sighting, look, resolution, same_time
+from ..events.search import Attempt, Search, Sighting, crosses, look, resolution, same_time
 from ..events.transition import Crossing, StepEvents, across, arrive, attached, depart
 from .lanes import any_lane
 from .plan import Inputs, Plan
 from .status import ReturnCode
+from .stepper import Step
 from .tape import put
 from .trees import nan_like, when, where
 
@@ -50,6 +51,7 @@ class EventState(NamedTuple):
     - `search`: for an event inside the next step.
     - `last`: when each continuous callback fired last; `latest` when any callback did.
     - `code`: a return code other than success ends the solve.
+    - `quiet`: nothing is known to happen in the next step.
     """
 
     values: Float[Array, " continuous"]
@@ -59,6 +61,7 @@ class EventState(NamedTuple):
     latest: Float[Array, ""]
     code: Int[Array, ""]
     log: EventLog
+    quiet: Bool[Array, ""]
 
 
 def just_happened(events: EventState, ts: Array) -> Bool[Array, ""]:
@@ -111,6 +114,7 @@ class Watch:
             latest=jnp.full((), -jnp.inf, dtype),
             code=zero + ReturnCode.success,
             log=log,
+            quiet=jnp.asarray(True),
         )
 
     def planned(
@@ -144,9 +148,56 @@ class Watch:
         It is `accepted` but for its events, or refused for its error and still `usable` for seeing
         one.
         """
-        events, alg = self.events, self.alg
-        if not events.continuous:
+        if not self.events.continuous:
             return None
+        return look(
+            self._attempt(state, t, dt, u, result),
+            self.events.directions,
+            self._samples,
+            state.search,
+            jnp.asarray(accepted if self.rough else usable),
+            jnp.asarray(accepted),
+            lambda condition, function, x: when(any_lane(condition), function, x),
+            self.rough,
+        )
+
+    def disturbed(
+        self,
+        state: EventState,
+        step: Step,
+        result: StepResult,
+        usable: Array,
+        accepted: Array,
+        scheduled: Array,
+    ) -> tuple[Bool[Array, ""], Float[Array, " continuous"]]:
+        """Whether something may happen in an attempted step or at its end, so that it has to be
+        looked at more closely; and the conditions where the next step starts.
+
+        `scheduled` tells whether the end of the step is that of a callback.
+        """
+        events, values = self.events, state.values
+        found = accepted & scheduled
+        if events.discrete:
+            args, end, u, memory = jax.lax.stop_gradient(
+                (self.args, step.t + step.dt, result.u, result.memory)
+            )
+            tests = events.tests(args, end, u, self.alg.parameters(memory))
+            found |= accepted & jnp.any(tests)
+        if events.continuous:
+            attempt = self._attempt(state, step.t, step.dt, step.u, result)
+            found |= (accepted if self.rough else usable) & crosses(attempt, self._samples)
+            values = jnp.where(accepted & ~found, attempt.end, values)
+        return found, values
+
+    @property
+    def _samples(self) -> int:
+        return 0 if self.rough else self.events.samples
+
+    def _attempt(
+        self, state: EventState, t: Array, dt: Array, u: State, result: StepResult
+    ) -> Attempt:
+        """An attempted step as the search for events sees it."""
+        events, alg = self.events, self.alg
         field, args = jax.lax.stop_gradient((self.field, self.args))
         t, dt, u, end = jax.lax.stop_gradient((t, dt, u, result.u))
         stages, memory = jax.lax.stop_gradient((result.stages, result.memory))
@@ -161,7 +212,7 @@ class Watch:
         finest = resolution(t, dt)
         if self.rough:
             finest = jnp.maximum(finest, self._roughly(state.search, dt))
-        attempt = Attempt(
+        return Attempt(
             t=t,
             dt=dt,
             values=state.values,
@@ -169,16 +220,6 @@ class Watch:
             conditions=conditions,
             end=events.conditions(args, t + dt, end, parameters),
             resolution=finest,
-        )
-        return look(
-            attempt,
-            events.directions,
-            0 if self.rough else events.samples,
-            state.search,
-            jnp.asarray(accepted if self.rough else usable),
-            jnp.asarray(accepted),
-            lambda condition, function, x: when(any_lane(condition), function, x),
-            self.rough,
         )
 
     def _roughly(self, search: Search, dt: Array) -> Float[Array, ""]:
@@ -241,7 +282,12 @@ class Watch:
             return where(happened, ending, before), beyond
 
         ending, beyond = when(any_lane(happened), happen, (before, at.events.beyond))
-        return ending, at.carried(beyond)
+        quiet = ~ending.events.search.on
+        return ending._replace(events=ending.events._replace(quiet=quiet)), at.carried(beyond)
+
+    def nothing(self, state: EventState, dt: Array) -> StepEvents:
+        """The events of a step without any."""
+        return StepEvents(jnp.zeros(self.events.count, bool), state.log.n, jnp.zeros_like(dt))
 
     def _now(self, memory: Memory) -> Field:
         """The field with the parameters as they are now."""
@@ -309,7 +355,9 @@ class Watch:
             full = jnp.any(limited) & (state.log.n >= events.most)
             code = jnp.where(zeno | full, ReturnCode.event_failed, code)
             last = jnp.where(located, now, state.last)
-        state = EventState(values, sides, state.search, last, now, code.astype(jnp.int32), log)
+        state = state._replace(
+            values=values, sides=sides, last=last, latest=now, code=code.astype(jnp.int32), log=log
+        )
         return Ending(t, after, memory, state)
 
     def _change(self, t: Array, u: State, memory: Memory) -> tuple[Array, Array]:

@@ -1,4 +1,5 @@
-/* Gillespie's direct method for S + I -> 2 I, I -> R, written out: the bound for a single core. */
+/* Jumps written out, the bound for a single core: Gillespie's direct method for S + I -> 2 I,
+   I -> R, and a jump diffusion by Euler-Maruyama steps that end on the jumps. */
 #include <math.h>
 #include <stdint.h>
 
@@ -49,4 +50,34 @@ long sir(int paths, const double *p, const double *u0, const double *times, int 
         }
     }
     return jumps;
+}
+
+/* Two independent standard normal numbers (Box and Muller). */
+static inline void normals(double *z) {
+    double radius = sqrt(-2 * log(uniform())), angle = 6.283185307179586 * uniform();
+    z[0] = radius * cos(angle), z[1] = radius * sin(angle);
+}
+
+/* du = A^T u^3 dt + noise u dW, u1 halved at a constant rate: the ends (paths, 2). */
+void jump_diffusion(int paths, const double *a, const double *u0, double end, int steps,
+                    double rate, double noise, double *out) {
+    double dt = end / steps, z[2];
+    for (int k = 0; k < paths; k++, out += 2) {
+        double u = u0[0], v = u0[1], t = 0.0, alarm = -log(uniform()) / rate;
+        for (int step = 0; step < steps;) {
+            double stop = (step + 1) * dt;
+            int jumps = alarm < stop;
+            double h = (jumps ? alarm : stop) - t, spread = noise * sqrt(h);
+            double x = u * u * u, y = v * v * v;
+            normals(z);
+            u += h * (a[0] * x + a[2] * y) + spread * u * z[0];
+            v += h * (a[1] * x + a[3] * y) + spread * v * z[1];
+            t += h;
+            if (jumps)
+                u /= 2, alarm -= log(uniform()) / rate;
+            else
+                step++;
+        }
+        out[0] = u, out[1] = v;
+    }
 }
