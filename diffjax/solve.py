@@ -311,8 +311,7 @@ def judge(
         max_steps=max_steps,
         steps=steps,
         fixed=fixed,
-        # Where a solve has ended its equations hold, but of u' nothing is known there.
-        initialize=how if resume is None or "F" in prob.arguments() else None,
+        initialize=how,
         save_every=every_step,
         save_idxs=_hashable(save_idxs),
         dense=dense,

@@ -188,3 +188,80 @@ def test_a_complex_algebraic_variable() -> None:
 def test_a_word_that_is_none_of_them() -> None:
     with pytest.raises(ValueError, match=r"initialize must be 'brown', 'collocation', 'check'"):
         dj.solve(rober([1.0, 0.0, 0.0]), initialize="shampine")
+
+
+# After events -----------------------------------------------------------------------------------
+
+END = 2.0
+
+
+def circuit(u: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
+    """A capacitor v' = i that a source E charges through a resistance: 0 = E - R i - v."""
+    (v, i), (resistance, source, _) = u, p
+    return jnp.stack([i, source - resistance * i - v])
+
+
+def fully_implicit(du: jax.Array, u: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
+    rates = circuit(u, p, t)
+    return jnp.stack([du[0] - rates[0], rates[1]])
+
+
+# At half a volt a switch puts in another resistance, k R, and leaves the current as it was.
+SWITCH = dj.ContinuousCallback(
+    lambda u, p, t: u[0] - 0.5,
+    lambda u, p, t: (u, jnp.stack([p[2] * p[0], p[1], p[2]])),
+    changes_p=True,
+    save=True,
+)
+CHARGING = {
+    "mass matrix": dj.ODEProblem(circuit, jnp.zeros(2), (0.0, END), mass_matrix=np.array([1, 0])),
+    "fully implicit": dj.DAEProblem(fully_implicit, jnp.zeros(2), jnp.zeros(2), (0.0, END)),
+}
+
+
+def charged(p: jax.Array) -> jax.Array:
+    """In closed form the current just behind the switch, and voltage and current at the end."""
+    resistance, source, factor = p
+    switched = -resistance * jnp.log(1 - 0.5 / source)
+    resistance = factor * resistance
+    left = (source - 0.5) * jnp.exp(-(END - switched) / resistance)
+    return jnp.stack([(source - 0.5) / resistance, source - left, left / resistance])
+
+
+@pytest.mark.parametrize(
+    ("kind", "alg", "options"),
+    [
+        ("mass matrix", dj.Rodas5P(), {}),
+        ("mass matrix", dj.KenCarp4(), {"adjoint": dj.ForwardMode()}),
+        ("mass matrix", dj.Rodas5P(), {"steps": 200}),
+        ("fully implicit", dj.DFBDF(), {"max_steps": 1000}),
+        ("fully implicit", dj.RadauIIA5(), {"initialize": "collocation"}),
+    ],
+    ids=["Rodas5P", "KenCarp4 forward", "fixed steps", "DFBDF", "RadauIIA5 collocation"],
+)
+def test_a_switch(kind: str, alg: Any, options: dict[str, Any]) -> None:
+    """The current jumps to what the new resistance wants, with its derivative. A resistance of zero
+    leaves it open, which ends that lane alone."""
+
+    def solved(p: jax.Array) -> tuple[jax.Array, dj.Solution]:
+        tolerances = {"rtol": 1e-9, "atol": 1e-11}
+        sol = dj.solve(CHARGING[kind], alg, p=p, callback=SWITCH, **tolerances, **options)
+        return jnp.concatenate([sol.events.after[0, 1:], sol.u[-1]]), sol
+
+    def both(p: jax.Array) -> tuple[jax.Array, jax.Array, dj.Solution]:
+        weights = jnp.array([1.0, 2.0, 3.0])
+        gradient, (value, sol) = jax.grad(lambda p: _weighted(weights, *solved(p)), has_aux=True)(p)
+        return value, gradient, sol
+
+    lanes = jnp.array([[1.0, 1.0, 0.25], [0.5, 1.5, 3.0], [1.0, 1.0, 0.0]])
+    values, gradients, sol = jax.jit(jax.vmap(both))(lanes)
+    assert sol.retcode.tolist() == [0, 0, dj.ReturnCode.initial_failed]
+    wanted = jax.vmap(jax.jacfwd(charged))(lanes[:2])
+    np.testing.assert_allclose(values[:2], jax.vmap(charged)(lanes[:2]), rtol=3e-7)
+    np.testing.assert_allclose(gradients[:2], jnp.array([1.0, 2.0, 3.0]) @ wanted, rtol=3e-6)
+    np.testing.assert_allclose(sol.t_end[2], np.log(2.0), rtol=1e-8)
+    assert np.all(np.isnan(sol.u_end[2]))
+
+
+def _weighted(weights: jax.Array, value: jax.Array, sol: dj.Solution) -> Any:
+    return weights @ value, (value, sol)

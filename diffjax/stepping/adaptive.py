@@ -134,9 +134,10 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         code = jnp.where(c.dt < 0, ReturnCode.newton_failed, code)
         code = jnp.where(jnp.isnan(c.dt), ReturnCode.unstable, code)
         code = jnp.where(c.t >= self.inputs.t1, ReturnCode.success, code)
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(c.u)]))
         if c.events is not None:
             code = jnp.where(c.events.code == ReturnCode.success, code, c.events.code)
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(c.u)]))
+            finite |= c.events.code == ReturnCode.initial_failed
         return jnp.where(finite, code, ReturnCode.unstable).astype(jnp.int32)
 
     def counts(self, c: AdaptiveState) -> Counts:
