@@ -29,9 +29,9 @@ _CURES = {
     ReturnCode.unstable: "check f for values that are not finite, or use a smaller dt",
 }
 _CURE_OF_EVENT = (
-    "after an event there no state satisfies the algebraic equations with the differential "
-    'variables as they are: let the affect change those too, and under initialize="check" all of '
-    'the state; initialize="collocation" may move all variables'
+    "after an event no state there satisfies the algebraic equations with the differential "
+    'variables as they are (under initialize="check", the state itself does not): let the affect '
+    'change what must change; initialize="collocation" may move all variables'
 )
 # The share of its stability interval at which an explicit method counts as held back by it
 # (Hairer, Wanner, Solving ODEs II, section IV.2).
@@ -83,9 +83,9 @@ def cure(sol: Solution, arguments: Arguments, options: Options, code: ReturnCode
 
 
 def _after_an_event(sol: Solution) -> bool:
-    """Whether a solve got beyond its start."""
-    steps = concrete(sol.stats.naccept)
-    return steps is not None and bool(np.any(steps > 0))
+    """Whether there were events."""
+    count = None if sol.events is None else concrete(sol.events.n)
+    return count is not None and bool(np.any(count > 0))
 
 
 def _worst_equation(arguments: Arguments, options: Options) -> str:
