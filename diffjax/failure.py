@@ -28,6 +28,11 @@ _CURES = {
     ),
     ReturnCode.unstable: "check f for values that are not finite, or use a smaller dt",
 }
+_CURE_OF_EVENT = (
+    "after an event no state there satisfies the algebraic equations with the differential "
+    'variables as they are (under initialize="check", the state itself does not): let the affect '
+    'change what must change; initialize="collocation" may move all variables'
+)
 # The share of its stability interval at which an explicit method counts as held back by it
 # (Hairer, Wanner, Solving ODEs II, section IV.2).
 STIFF = 0.9
@@ -70,9 +75,17 @@ def cure(sol: Solution, arguments: Arguments, options: Options, code: ReturnCode
             "the problem looks stiff there: stability, not accuracy, holds the steps of this "
             f"explicit method back; use an implicit method such as {method}"
         )
+    if code == ReturnCode.initial_failed and _after_an_event(sol):
+        return _CURE_OF_EVENT
     if code == ReturnCode.initial_failed and options.initialize == "check":
         return f'{_worst_equation(arguments, options)}; give another start, or initialize="brown"'
     return _CURES.get(code, "see sol.retcode")
+
+
+def _after_an_event(sol: Solution) -> bool:
+    """Whether there were events."""
+    count = None if sol.events is None else concrete(sol.events.n)
+    return count is not None and bool(np.any(count > 0))
 
 
 def _worst_equation(arguments: Arguments, options: Options) -> str:
@@ -88,7 +101,9 @@ def _worst_equation(arguments: Arguments, options: Options) -> str:
 def _residual_at_start(arguments: Arguments, options: Options) -> tuple[Array, Array]:
     ready = prepare(arguments, options._replace(initialize=None))
     field, inputs = ready.plan.field(ready.inputs), ready.inputs
-    worst = jnp.argmax(inconsistency(field, inputs, ready.settings))
+    settings = ready.settings
+    excess = inconsistency(field, inputs.t0, inputs.u0, settings.rtol, settings.atol)
+    worst = jnp.argmax(excess)
     if inputs.slope is None:
         value = field.f(inputs.t0, inputs.u0)
     else:

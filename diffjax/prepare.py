@@ -28,7 +28,7 @@ from .stepping.controllers import Controller
 from .stepping.equation import trace_equation
 from .stepping.fixed import FixedGrid, time_on
 from .stepping.happenings import events_at_start
-from .stepping.initialization import consistent_start
+from .stepping.initialization import Consistency, consistent_start
 from .stepping.layout import Layout
 from .stepping.plan import Inputs, Plan, Settings
 from .stepping.trace import check_saved, trace_diffusion, trace_saving
@@ -317,8 +317,13 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
     start = None
     if options.initialize is not None:
         differential = _differential(given, layout)
-        start = consistent_start(plan, inputs, settings, options.initialize, differential)
-        inputs = start.inputs
+        consistency = Consistency.of(plan, inputs, settings, options.initialize, differential)
+        if inputs.events is not None:
+            inputs = inputs._replace(events=inputs.events._replace(consistent=consistency))
+        # Where a solve has ended its equations hold, but of u' nothing is known there.
+        if arguments.resume is None or inputs.slope is not None:
+            start = consistent_start(plan, inputs, consistency)
+            inputs = start.inputs
     inputs = inputs._replace(past=_past(arguments.resume, plan, inputs, times.direction))
     spacings = [arguments.saveat, *(saver.saveat for saver in savers)]
     traced_saves = times.span is None or not all(isinstance(x, float | None) for x in spacings)

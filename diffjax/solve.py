@@ -118,7 +118,8 @@ def solve(
         of a very short implicit Euler step (a fifth of `dt`, if that is given), which may move all
         of them; `"check"` fails. A start that is consistent within the tolerances stays as it is.
         Where there is none, which for `"brown"` includes equations of an index above one, the
-        return code is `initial_failed`. Derivatives pass through.
+        return code is `initial_failed`. The same is done with a state that a callback has changed,
+        or at whose time the field may jump. Derivatives pass through.
     - `adjoint`: how the solve is differentiated, by default `dj.DiscreteAdjoint()`, of a steady
         state `dj.SteadyStateAdjoint()`.
     - `resume`: the `final` of an earlier solution, to go on from where it ended: with its step
@@ -311,8 +312,7 @@ def judge(
         max_steps=max_steps,
         steps=steps,
         fixed=fixed,
-        # Where a solve has ended its equations hold, but of u' nothing is known there.
-        initialize=how if resume is None or "F" in prob.arguments() else None,
+        initialize=how,
         save_every=every_step,
         save_idxs=_hashable(save_idxs),
         dense=dense,

@@ -176,6 +176,16 @@ def test_stops_cost_few_steps() -> None:
     assert np.max(np.abs(cut.u_end - CLOCK.exact(np.array([3.0]))[0])) < 1e-5
 
 
+def test_an_event_is_no_failure_of_a_step() -> None:
+    """Attempts that close in on it must not lower the order: at one that is too low for the step
+    none is accepted, and the search would never end."""
+    prob = dj.ODEProblem(lambda u, p, t: 2 * (1.5 - u), jnp.zeros(1), (0.0, 2.0))
+    event = dj.ContinuousCallback(lambda u, p, t: u[0] - 0.5)
+    sol = dj.solve(prob, dj.FBDF(), callback=event, rtol=3e-10, atol=3e-12)
+    np.testing.assert_allclose(sol.events.t[0], 0.5 * np.log(1.5), rtol=1e-8)
+    assert int(sol.stats.nreject) < 30
+
+
 @EVERY_BDF_METHOD
 def test_saves_meet_the_tolerance_as_steps_do(method: Method) -> None:
     """Dense output at 1,001 points against the closed form."""

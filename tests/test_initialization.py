@@ -188,3 +188,91 @@ def test_a_complex_algebraic_variable() -> None:
 def test_a_word_that_is_none_of_them() -> None:
     with pytest.raises(ValueError, match=r"initialize must be 'brown', 'collocation', 'check'"):
         dj.solve(rober([1.0, 0.0, 0.0]), initialize="shampine")
+
+
+# After events -----------------------------------------------------------------------------------
+
+END = 2.0
+
+
+def circuit(u: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
+    """A capacitor v' = i that a source E charges through a resistance: 0 = E - R i - v."""
+    (v, i), (resistance, source, _) = u, p
+    return jnp.stack([i, source - resistance * i - v])
+
+
+def fully_implicit(du: jax.Array, u: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
+    rates = circuit(u, p, t)
+    return jnp.stack([du[0] - rates[0], rates[1]])
+
+
+# At half a volt a switch puts in another resistance, k R, and leaves the current as it was.
+SWITCH = dj.ContinuousCallback(
+    lambda u, p, t: u[0] - 0.5,
+    lambda u, p, t: (u, jnp.stack([p[2] * p[0], p[1], p[2]])),
+    changes_p=True,
+    save=True,
+)
+CHARGING = {
+    "mass matrix": dj.ODEProblem(circuit, jnp.zeros(2), (0.0, END), mass_matrix=np.array([1, 0])),
+    "fully implicit": dj.DAEProblem(fully_implicit, jnp.zeros(2), jnp.zeros(2), (0.0, END)),
+}
+
+
+def charged(p: jax.Array) -> jax.Array:
+    """In closed form the current just behind the switch, and voltage and current at the end."""
+    resistance, source, factor = p
+    switched = -resistance * jnp.log(1 - 0.5 / source)
+    resistance = factor * resistance
+    left = (source - 0.5) * jnp.exp(-(END - switched) / resistance)
+    return jnp.stack([(source - 0.5) / resistance, source - left, left / resistance])
+
+
+@pytest.mark.parametrize(
+    ("kind", "alg", "options", "most"),
+    [
+        ("mass matrix", dj.Rodas5P(), {}, 80),
+        ("mass matrix", dj.Rosenbrock23(), {"steps": 2000, "adjoint": dj.ForwardMode()}, 2001),
+        ("fully implicit", dj.DFBDF(), {"max_steps": 500}, 300),
+    ],
+    ids=["Rodas5P", "fixed steps, forward", "DFBDF"],
+)
+def test_a_switch(kind: str, alg: Any, options: dict[str, Any], most: int) -> None:
+    """The current jumps to what the new resistance wants, with its derivative. A resistance of zero
+    leaves it open, which ends that lane alone."""
+    weights = jnp.array([1.0, 2.0, 3.0])
+
+    def loss(p: jax.Array) -> Any:
+        tolerances = {"rtol": 1e-9, "atol": 1e-11}
+        sol = dj.solve(CHARGING[kind], alg, p=p, callback=SWITCH, **tolerances, **options)
+        value = jnp.concatenate([sol.events.after[0, 1:], sol.u[-1]])
+        return weights @ value, (value, sol)
+
+    lanes = jnp.array([[1.0, 1.0, 0.25], [0.5, 1.5, 3.0], [1.0, 1.0, 0.0]])
+    gradients, (values, sol) = jax.jit(jax.vmap(jax.grad(loss, has_aux=True)))(lanes)
+    assert sol.retcode.tolist() == [0, 0, dj.ReturnCode.initial_failed]
+    wanted = weights @ jax.vmap(jax.jacfwd(charged))(lanes[:2])
+    np.testing.assert_allclose(values[:2], jax.vmap(charged)(lanes[:2]), rtol=3e-7, atol=1e-7)
+    np.testing.assert_allclose(gradients[:2], wanted, rtol=3e-6)
+    np.testing.assert_allclose(sol.t_end[2], np.log(2.0), rtol=1e-7)
+    assert np.all(np.isnan(sol.u_end[2]))
+    assert np.all(sol.stats.naccept <= most)
+
+
+def test_other_ways_after_an_event() -> None:
+    """By collocation, backwards in time and in float32; what is only checked must be left right."""
+    prob, p = CHARGING["fully implicit"], jnp.array([1.0, 1.0, 0.25])
+    options = {"p": p, "callback": SWITCH, "rtol": 1e-7, "atol": 1e-9}
+    sol = dj.solve(prob, dj.RadauIIA5(), initialize="collocation", **options)
+    np.testing.assert_allclose([sol.events.after[0, 1], *sol.u[-1]], charged(p), rtol=3e-7)
+    given = dj.remake(prob, du0=jnp.array([1.0, 0.0]), u0=jnp.array([0.0, 1.0]))
+    with pytest.raises(dj.SolveError, match=r"initial_failed at t = 0\.693.*after an event"):
+        dj.solve(given, dj.RadauIIA5(), initialize="check", **options)
+
+    drop = dj.PresetTimeCallback([1.0], lambda u, p, t: u.at[0].set(2.0))
+    back = dj.ODEProblem(circuit, jnp.ones(2, jnp.float32), (1.5, 0.5), p.astype(jnp.float32))
+    back = dj.remake(back, mass_matrix=np.array([1.0, 0.0]))
+    sol = dj.solve(back, dj.Rodas5P(), callback=drop, rtol=1e-4, atol=1e-5, saveat=[1.0, 0.5])
+    assert sol.u.dtype == jnp.float32
+    wanted = np.array([[2.0, -1.0], [1.0 + np.exp(0.5), -np.exp(0.5)]])
+    np.testing.assert_allclose(sol.u, wanted, rtol=1e-3)

@@ -196,7 +196,7 @@ class Steps:
             located = (row.landed == -1) & jnp.any(row.events.fired[jnp.asarray(events.continuous)])
         at = Crossing(t, start.u, past, dt, end, row.number, False, located, row.events)
         t1, before, dt, result = arrive(alg, events, field, args, at, self.times)
-        after, memory = depart(alg, events, field, args, at, t1, before, result.memory)
+        after, memory, _ = depart(alg, events, field, args, at, t1, before, result.memory)
         coefficients, ending = None, None
         if inside:
             coefficients = alg.dense(field, t, dt, start.u, result.stages)

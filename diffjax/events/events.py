@@ -1,5 +1,6 @@
 """The events of a solve, as its loop sees them: traced functions and what is known of each."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -7,21 +8,28 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int
 
-from ..algorithms.field import State, evaluate
+from ..algorithms.field import Field, State, evaluate
 
 # The leaves of p that affects change, in the order of the leaves.
 Parameters = tuple[Array, ...]
 
 
 class EventArgs(NamedTuple):
-    """What the traced functions close over, and which stop belongs to which scheduled callback: a
-    row for every time that a step is cut to end on, the last for the end of the span."""
+    """What the traced functions close over, and beside it
+
+    - `owners`: which stop belongs to which scheduled callback: a row for every time that a step is
+        cut to end on, the last for the end of the span.
+    - `consistent`: of a field, a time and a state the state that satisfies the algebraic equations,
+        its derivative if the problem is fully implicit, whether there is one, and the work; None
+        where every state does.
+    """
 
     conditions: tuple[Array, ...]
     tests: tuple[Array, ...]
     affects: tuple[Array, ...]
     refusals: tuple[Array, ...]
     owners: Bool[Array, "stops scheduled"] | None = None
+    consistent: Callable[[Field, Array, State], tuple[State, Any, Array, Array]] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ defines dt as a function of all that the step depends on, and its derivative is 
 function theorem. The state after the affect is then an ordinary function of dt.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -143,6 +144,15 @@ def _(recompute: Callable[[PyTree], PyTree], primals: Any, tangents: Any) -> Any
     return value, jax.jvp(recompute, (given,), (given_dot,))[1]
 
 
+class Departure(NamedTuple):
+    """The state and the memory after events; where a state has to satisfy algebraic equations also
+    whether it does, and what that took."""
+
+    u: State
+    memory: Memory
+    consistent: tuple[Bool[Array, ""], Int[Array, " counted"]] | None = None
+
+
 def depart(
     alg: Algorithm,
     events: Events,
@@ -152,14 +162,29 @@ def depart(
     t: Array,
     u: State,
     memory: Memory,
-) -> tuple[State, Memory]:
+) -> Departure:
     """The state and the memory after the affects, from those before them."""
     after, changed = events.affect(
         args, at.events.fired, at.events.number, t, u, alg.parameters(memory)
     )
     if not (any(events.acts) or events.continuous):
-        return u, memory
-    fresh = alg.restart(field, t, after, memory, changed)
+        return Departure(u, memory)
     # At a root that was located the vector field may jump, whether there is an affect or not.
     breaks = events.any_of(events.acts, at.events.fired) | at.located
-    return after, jtu.tree_map(lambda x, y: jnp.where(breaks, x, y), fresh, memory)
+    consistent = None
+    if args.consistent is not None:
+        now = field.with_last(changed[: events.changing])
+        if field.slope is not None:
+            now = dataclasses.replace(now, slope=jax.lax.stop_gradient(_chord(at, u)))
+        made, slope, found, work = args.consistent(now, t, after)
+        after = jtu.tree_map(lambda x, y: jnp.where(breaks, x, y), made, after)
+        field = dataclasses.replace(field, slope=slope)
+        consistent = found | ~breaks, jnp.where(breaks, work, 0)
+    fresh = alg.restart(field, t, after, memory, changed)
+    memory = jtu.tree_map(lambda x, y: jnp.where(breaks, x, y), fresh, memory)
+    return Departure(after, memory, consistent)
+
+
+def _chord(at: Crossing, u: State) -> State:
+    """The mean derivative over a step that ends with u."""
+    return jtu.tree_map(lambda x, y: (x - y) / at.dt.astype(x.dtype), u, at.u)

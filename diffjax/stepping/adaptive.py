@@ -134,9 +134,10 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         code = jnp.where(c.dt < 0, ReturnCode.newton_failed, code)
         code = jnp.where(jnp.isnan(c.dt), ReturnCode.unstable, code)
         code = jnp.where(c.t >= self.inputs.t1, ReturnCode.success, code)
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(c.u)]))
         if c.events is not None:
             code = jnp.where(c.events.code == ReturnCode.success, code, c.events.code)
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(c.u)]))
+            finite |= c.events.code == ReturnCode.initial_failed
         return jnp.where(finite, code, ReturnCode.unstable).astype(jnp.int32)
 
     def counts(self, c: AdaptiveState) -> Counts:
@@ -187,6 +188,12 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
             control = where(sighting.pending, c.control, control)
             accepted = accepted & ~sighting.pending
             landing = landing | watch.meets(sighting, c.t, dt, target)
+        memory = _memory(c.memory, result, accepted, active)
+        if sighting is not None:
+            # An attempt that is taken again for an event says nothing against its order, and the
+            # next must be of the same, or the root would move.
+            choice = where(sighting.pending, c.memory.choice, memory.choice)
+            memory = memory._replace(choice=choice)
         t, t_low = _advance_time(c.t, c.t_low, dt, landing, target)
         step = accepted.astype(jnp.int32)
         on_stop = landing & (stop <= target)
@@ -196,7 +203,7 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
             t_low=None if t_low is None else where(accepted, t_low, c.t_low),
             u=where(accepted, result.u, c.u),
             dt=next_dt if active is None else jnp.where(active, next_dt, c.dt),
-            memory=_memory(c.memory, result, accepted, active),
+            memory=memory,
             control=control,
             naccept=c.naccept + step,
             nreject=c.nreject + (tried - step),

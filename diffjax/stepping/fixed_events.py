@@ -172,4 +172,5 @@ class FixedEventStepper(Stepper[FixedEventState]):
         done = c.done >= (self.plan.fixed_steps or 0)
         ended = jnp.where(done, ReturnCode.success, ReturnCode.max_steps)
         ended = jnp.where(c.events.code == ReturnCode.success, ended, c.events.code)
+        finite |= c.events.code == ReturnCode.initial_failed
         return jnp.where(finite, ended, failed).astype(jnp.int32)

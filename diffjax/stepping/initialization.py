@@ -1,8 +1,8 @@
-"""A start that satisfies the algebraic equations, before the first step is taken.
+"""A state that satisfies the algebraic equations, before the first step and after each event.
 
 Of M u' = f with rows of zeros in M those rows are algebraic equations, 0 = f_i(u, p, t), which a
-given start need not satisfy; nor need u0 and du0 satisfy F(du, u, p, t) = 0. It is changed so that
-it does
+given start need not satisfy, nor what an event makes of a state; nor need u0 and du0 satisfy
+F(du, u, p, t) = 0. It is changed so that it does
 
 - `"brown"`: with M u, the part that the equation gives a derivative to, held, or of F the
     differential variables (Brown, Hindmarsh, Petzold, Consistent initial condition calculation for
@@ -11,19 +11,20 @@ it does
     variable (Shampine, Solving 0 = F(t, y(t), y'(t)) in Matlab, J. Numer. Math. 10, 2002);
 - `"check"`: not at all.
 
-The new start is the root of an equation, and has its derivative by the implicit function theorem:
+The new state is the root of an equation, and has its derivative by the implicit function theorem:
 whatever differentiates the solve goes on through it.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..algorithms.base import Field, State
 from ..algorithms.implicit import VectorField
@@ -39,6 +40,8 @@ Vector = Float[Array, " n"]
 Matrix = Float[Array, "n n"]
 
 HOW = ("brown", "collocation", "check")
+# The statistics that it adds to.
+WORK = ("nf", "njac", "nfactor", "nsolve")
 # The step of a collocation, as a part of the first step that was asked for, and of the span.
 _OF_STEP = 0.2
 _OF_SPAN = 1e-3
@@ -57,7 +60,7 @@ class Start(NamedTuple):
 
 
 class _Given(NamedTuple):
-    """What the equation of the start depends on, beside the vector field.
+    """What the equation of the state depends on, beside the vector field.
 
     `slope` and `differential` (one for a differential variable, zero for another) matter to a
     fully implicit problem.
@@ -136,77 +139,124 @@ class _Collocation(_Brown):
         return view.shifted(1 / given.h, view.jacobian(given.t, *self.state(x, given)))
 
 
-def consistent_start(
-    plan: Plan, inputs: Inputs, settings: Settings, how: str, differential: np.ndarray | None
-) -> Start:
-    """Make the start of a solve consistent, or find out that it is not.
+class Consistent(NamedTuple):
+    """A consistent state, NaN if there is none.
 
-    `differential` are the variables of a fully implicit problem that are said to be so.
+    - `slope`: its derivative, if the problem is fully implicit.
+    - `found`: whether there is one.
+    - `work`: what it took, in the order of `WORK`.
     """
-    frozen = jax.lax.stop_gradient((plan.field(inputs), inputs, settings))
-    if how == "check":
-        one = jnp.ones((), jnp.int32)
-        return _start(inputs, jnp.all(inconsistency(*frozen) <= 1), {"nf": one, "njac": one})
-    field, coordinates = plan.field(inputs), Coordinates(inputs.u0)
-    implicit = field.slope is not None
-    start = coordinates.flatten(inputs.u0)
-    given = _Given(
-        inputs.t0,
-        start,
-        _step(*frozen[1:]),
-        coordinates.flatten(field.slope) if implicit else jnp.zeros_like(start),
-        _differential(*frozen[:2], differential) if implicit else jnp.ones_like(start),
-    )
-    brown = _ImplicitBrown() if implicit else _Brown()
-    equation = brown if how == "brown" else _Collocation()
-    solve = partial(_solve, equation)
-    still = *frozen, jax.lax.stop_gradient(given)
-    x, found, work = one_or_many(solve, solve, *still, native=plan.small)
-    if how == "collocation":
-        # Of a matrix without rows of zeros there is no telling whether the given start would do.
-        judged = implicit or jnp.any(
-            _algebraic(VectorField(field.with_dense_jacobian(), inputs.u0))
+
+    u: State
+    slope: State | None
+    found: Bool[Array, ""]
+    work: Int[Array, " counted"]
+
+
+class Consistency(eqx.Module):
+    """How states are made consistent.
+
+    - `how`: one of `HOW`.
+    - `said`: whether each variable of a fully implicit problem is said to be differential; None if
+        nothing is said.
+    - `native`: whether one state is best made so by a native function.
+    - `span`, `dt`: the length of the solve, and the first step if one was asked for.
+    """
+
+    how: str = eqx.field(static=True)
+    said: tuple[bool, ...] | None = eqx.field(static=True)
+    native: bool = eqx.field(static=True)
+    rtol: PyTree
+    atol: PyTree
+    span: Float[Array, ""]
+    dt: Float[Array, ""] | None
+
+    @staticmethod
+    def of(
+        plan: Plan, inputs: Inputs, settings: Settings, how: str, said: np.ndarray | None
+    ) -> "Consistency":
+        flags = None if said is None else tuple(map(bool, said))
+        numbers = settings.rtol, settings.atol, inputs.t1 - inputs.t0, settings.dt
+        return Consistency(how, flags, plan.small, *jax.lax.stop_gradient(numbers))
+
+    def __call__(self, field: Field, t: Float[Array, ""], u: State) -> Consistent:
+        """The state at a time made consistent, or found not to be; of a fully implicit problem
+        `field.slope` is a guess of its derivative."""
+        frozen = jax.lax.stop_gradient((field, t, u))
+        if self.how == "check":
+            fits = jnp.all(inconsistency(*frozen, self.rtol, self.atol) <= 1)
+            return _if_found(u, field.slope, fits, jnp.array([1, 1, 0, 0], jnp.int32))
+        coordinates, implicit = Coordinates(u), field.slope is not None
+        start = coordinates.flatten(u)
+        given = _Given(
+            t,
+            start,
+            self._step(frozen[1], coordinates.dtype),
+            coordinates.flatten(field.slope) if implicit else jnp.zeros_like(start),
+            _differential(*frozen, self.said) if implicit else jnp.ones_like(start),
         )
-        x = jnp.where(judged & jnp.all(inconsistency(*frozen) <= 1), given.u, x)
-    x = _with_derivative(equation, field, inputs.u0, x, given)
-    u, slope = equation.state(x, given)
-    if isinstance(equation, _ImplicitBrown):
-        slope = equation.complete(VectorField(field.with_dense_jacobian(), inputs.u0), x, given)
-    new = inputs._replace(
-        u0=coordinates.unflatten(u),
-        slope=coordinates.unflatten(slope) if implicit else None,
-    )
-    return _start(new, found, work)
+        brown = _ImplicitBrown() if implicit else _Brown()
+        equation = brown if self.how == "brown" else _Collocation()
+        solve = partial(_solve, equation)
+        still = frozen[0], u, self.rtol, self.atol, given
+        still = jax.lax.stop_gradient(still)
+        x, found, work = one_or_many(solve, solve, *still, native=self.native)
+        if self.how == "collocation":
+            # Of a matrix without rows of zeros there is no telling whether the state would do.
+            judged = implicit or jnp.any(_algebraic(VectorField(field.with_dense_jacobian(), u)))
+            fits = jnp.all(inconsistency(*frozen, self.rtol, self.atol) <= 1)
+            x = jnp.where(judged & fits, given.u, x)
+        x = _with_derivative(equation, field, u, x, given)
+        end, slope = equation.state(x, given)
+        if isinstance(equation, _ImplicitBrown):
+            slope = equation.complete(VectorField(field.with_dense_jacobian(), u), x, given)
+        slope = coordinates.unflatten(slope) if implicit else None
+        return _if_found(coordinates.unflatten(end), slope, found, work)
+
+    def _step(self, t: Float[Array, ""], dtype: Any) -> Float[Array, ""]:
+        """So short a step that it stands for an instant, and no shorter than rounding allows."""
+        eps = float(jnp.finfo(t.dtype).eps)
+        instant = jnp.minimum(_OF_SPAN * self.span, eps**0.5 * jnp.maximum(1, jnp.abs(t)))
+        h = instant if self.dt is None else _OF_STEP * self.dt
+        # Without a span there is still a start.
+        return jnp.where(h > 0, h, eps**0.5).astype(dtype)
 
 
-def _differential(field: Field, inputs: Inputs, said: np.ndarray | None) -> Vector:
+def consistent_start(plan: Plan, inputs: Inputs, consistency: Consistency) -> Start:
+    """Make the start of a solve consistent, or find out that it is not."""
+    made = consistency(plan.field(inputs), inputs.t0, inputs.u0)
+    new = inputs._replace(u0=made.u, slope=made.slope)
+    return Start(new, made.found, dict(zip(WORK, made.work, strict=True)))
+
+
+def _differential(field: Field, t: Array, u: State, said: tuple[bool, ...] | None) -> Vector:
     """Of each variable one if it is differential, else zero."""
-    view = VectorField(field.with_dense_jacobian(), inputs.u0)
+    view = VectorField(field.with_dense_jacobian(), u)
     flatten = view.coordinates.flatten
     if said is not None:
         flags = jnp.asarray(said)
     else:
-        of_slope, _ = view.jacobian(inputs.t0, flatten(inputs.u0), flatten(field.slope))
+        of_slope, _ = view.jacobian(t, flatten(u), flatten(field.slope))
         flags = jnp.any(of_slope != 0, axis=0)
     return flags.astype(view.coordinates.dtype)
 
 
-def inconsistency(field: Field, inputs: Inputs, settings: Settings) -> Vector:
-    """How far each algebraic equation is from being satisfied at the start.
+def inconsistency(field: Field, t: Array, u: State, rtol: PyTree, atol: PyTree) -> Vector:
+    """How far each algebraic equation is from being satisfied.
 
     One is what changes of the state within the tolerance make of it; other equations have zero.
     """
-    view = VectorField(field.with_dense_jacobian(), inputs.u0)
-    start = view.coordinates.flatten(inputs.u0)
-    tolerance = _tolerance(settings, view.coordinates)
+    view = VectorField(field.with_dense_jacobian(), u)
+    start = view.coordinates.flatten(u)
+    tolerance = _tolerance(rtol, atol, view.coordinates)
     slope = None if field.slope is None else view.coordinates.flatten(field.slope)
-    value = view.f(inputs.t0, start) if slope is None else view.residual(inputs.t0, start, slope)
+    value = view.f(t, start) if slope is None else view.residual(t, start, slope)
     if slope is None:
         algebraic = _algebraic(view)
-        parts = [(view.value_and_jacobian(inputs.t0, start)[1], start)]
+        parts = [(view.value_and_jacobian(t, start)[1], start)]
     else:
         algebraic = jnp.ones_like(value, bool)
-        of_slope, of_state = view.jacobian(inputs.t0, start, slope)
+        of_slope, of_state = view.jacobian(t, start, slope)
         parts = [(of_state, start), (of_slope, slope)]
     allowed = sum(
         (jnp.sum(jnp.abs(matrix) * tolerance(x)[None, :], axis=1) for matrix, x in parts),
@@ -216,22 +266,12 @@ def inconsistency(field: Field, inputs: Inputs, settings: Settings) -> Vector:
     return jnp.where(algebraic, jnp.where(jnp.isfinite(value), excess, jnp.inf), 0)
 
 
-def _start(inputs: Inputs, found: Array, work: dict[str, Array]) -> Start:
-    u0 = jtu.tree_map(lambda x: jnp.where(found, x, jnp.nan), inputs.u0)
-    return Start(inputs._replace(u0=u0), found, work)
+def _if_found(u: State, slope: State | None, found: Array, work: Array) -> Consistent:
+    u = jtu.tree_map(lambda x: jnp.where(found, x, jnp.nan), u)
+    return Consistent(u, slope, found, work)
 
 
-def _step(inputs: Inputs, settings: Settings) -> Float[Array, ""]:
-    """So short a step that it stands for an instant, and no shorter than rounding allows."""
-    eps = float(jnp.finfo(inputs.t0.dtype).eps)
-    span = _OF_SPAN * (inputs.t1 - inputs.t0)
-    instant = jnp.minimum(span, eps**0.5 * jnp.maximum(1, jnp.abs(inputs.t0)))
-    h = instant if settings.dt is None else _OF_STEP * settings.dt
-    # Without a span there is still a start.
-    return jnp.where(h > 0, h, eps**0.5).astype(Coordinates(inputs.u0).dtype)
-
-
-def _tolerance(settings: Settings, coordinates: Coordinates) -> Callable[[Vector], Vector]:
+def _tolerance(rtol: PyTree, atol: PyTree, coordinates: Coordinates) -> Callable[[Vector], Vector]:
     """The tolerance of each real coordinate of a state."""
 
     def of_leaf(rtol: Array, atol: Array, x: Array) -> Array:
@@ -240,18 +280,18 @@ def _tolerance(settings: Settings, coordinates: Coordinates) -> Callable[[Vector
 
     def of(x: Vector) -> Vector:
         u = coordinates.unflatten(x)
-        allowed = coordinates.flatten(jtu.tree_map(of_leaf, settings.rtol, settings.atol, u))
+        allowed = coordinates.flatten(jtu.tree_map(of_leaf, rtol, atol, u))
         return jnp.maximum(allowed, float(jnp.finfo(x.dtype).tiny))
 
     return of
 
 
 def _solve(
-    equation: _Brown, field: Field, inputs: Inputs, settings: Settings, given: _Given
-) -> tuple[Vector, Array, dict[str, Array]]:
-    """The start without its derivative, whether it is one, and the work it took."""
-    view = VectorField(field.with_dense_jacobian(), inputs.u0)
-    tolerance = _tolerance(settings, view.coordinates)
+    equation: _Brown, field: Field, u: State, rtol: PyTree, atol: PyTree, given: _Given
+) -> tuple[Vector, Array, Array]:
+    """The state without its derivative, whether it is one, and the work it took."""
+    view = VectorField(field.with_dense_jacobian(), u)
+    tolerance = _tolerance(rtol, atol, view.coordinates)
 
     def size(correction: Vector, x: Vector) -> Array:
         return jnp.max(jnp.abs(correction) / tolerance(x))
@@ -264,17 +304,12 @@ def _solve(
     at_root = matrix(root.x)
     # The variables may have very different units.
     found = root.converged & is_regular(at_root / jnp.max(jnp.abs(at_root), axis=0, keepdims=True))
-    work = {
-        "nf": root.evaluations,
-        "njac": root.corrections + 1,
-        "nfactor": root.corrections,
-        "nsolve": root.evaluations,
-    }
-    return root.x, found, work
+    work = (root.evaluations, root.corrections + 1, root.corrections, root.evaluations)
+    return root.x, found, jnp.stack(work)
 
 
 def _with_derivative(equation: _Brown, field: Field, u: State, x: Vector, given: _Given) -> Vector:
-    """The start with the derivative of the solution of its equation."""
+    """The state with the derivative of the solution of its equation."""
     leaves, structure = jtu.tree_flatten((field, given))
 
     def parts(arguments: tuple[Array, ...]) -> tuple[VectorField, _Given]:

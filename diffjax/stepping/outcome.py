@@ -17,6 +17,7 @@ from ..algorithms.base import Memory, State
 from .adaptive import AdaptiveStepper
 from .fixed import FixedStepper
 from .fixed_events import FixedEventStepper
+from .initialization import WORK
 from .lanes import any_lane
 from .plan import Inputs, Plan, Settings
 from .stepper import Stepper
@@ -169,7 +170,11 @@ def outcome_of(
 
 
 def _counted(stepper: Stepper[Any], carry: Any) -> dict[str, Array] | None:
-    """What the steps have counted for themselves, by name of the statistic."""
-    if carry.iterations is None:
-        return None
-    return dict(zip(stepper.alg.counted, carry.iterations.counts, strict=True))
+    """What was done beside steps that all cost the same, by name of the statistic."""
+    work = {}
+    if carry.iterations is not None:
+        work = dict(zip(stepper.alg.counted, carry.iterations.counts, strict=True))
+    if carry.events is not None and carry.events.work is not None:
+        for name, count in zip(WORK, carry.events.work, strict=True):
+            work[name] = work.get(name, 0) + count
+    return work or None

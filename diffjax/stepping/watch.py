@@ -16,6 +16,7 @@ from ..algorithms.base import Field, Memory, State, StepResult
 from ..algorithms.implicit import derivative
 from ..events.search import Attempt, Search, Sighting, crosses, look, resolution, same_time
 from ..events.transition import Crossing, StepEvents, across, arrive, attached, depart
+from .initialization import WORK
 from .lanes import any_lane
 from .plan import Inputs, Plan
 from .status import ReturnCode
@@ -52,6 +53,7 @@ class EventState(NamedTuple):
     - `last`: when each continuous callback fired last; `latest` when any callback did.
     - `code`: a return code other than success ends the solve.
     - `quiet`: nothing is known to happen in the next step.
+    - `work`: of making states consistent; None where every state is.
     """
 
     values: Float[Array, " continuous"]
@@ -62,6 +64,7 @@ class EventState(NamedTuple):
     code: Int[Array, ""]
     log: EventLog
     quiet: Bool[Array, ""]
+    work: Int[Array, " counted"] | None
 
 
 def just_happened(events: EventState, ts: Array) -> Bool[Array, ""]:
@@ -115,6 +118,7 @@ class Watch:
             code=zero + ReturnCode.success,
             log=log,
             quiet=jnp.asarray(True),
+            work=None if self.args.consistent is None else jnp.zeros(len(WORK), jnp.int32),
         )
 
     def planned(
@@ -334,7 +338,7 @@ class Watch:
         value = (ending.t, ending.u, memory.history)
         t, u, history = attached(again, value, (at, self.field, args))
         memory = memory._replace(history=history)
-        after, memory = depart(alg, events, self.field, args, at, t, u, memory)
+        after, memory, consistent = depart(alg, events, self.field, args, at, t, u, memory)
         log = state.log
         for i, (entered, row) in enumerate(events.places(at.events.fired, log.n)):
             log = _entered(log, i, entered, row, t, u, after)
@@ -345,6 +349,10 @@ class Watch:
         code = jnp.where(
             events.any_of(events.terminates, at.events.fired), ReturnCode.terminated, state.code
         )
+        work = state.work
+        if work is not None and consistent is not None:
+            code = jnp.where(consistent[0], code, ReturnCode.initial_failed)
+            work = work + consistent[1]
         last, alarms = state.last, alg.alarms(memory)
         if alarms is not None:
             code = jnp.where(jnp.any(jnp.isnan(alarms)), ReturnCode.event_failed, code)
@@ -356,7 +364,13 @@ class Watch:
             code = jnp.where(zeno | full, ReturnCode.event_failed, code)
             last = jnp.where(located, now, state.last)
         state = state._replace(
-            values=values, sides=sides, last=last, latest=now, code=code.astype(jnp.int32), log=log
+            values=values,
+            sides=sides,
+            last=last,
+            latest=now,
+            code=code.astype(jnp.int32),
+            log=log,
+            work=work,
         )
         return Ending(t, after, memory, state)
 
