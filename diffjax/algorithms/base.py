@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..noise.base import Need
@@ -167,16 +168,16 @@ class Algorithm(eqx.Module):
         return ()
 
     def ready(self, memory: Memory) -> Bool[Array, ""]:
-        """Whether the next step is of this kind; asked of phases only."""
-        raise NotImplementedError
+        """Whether the next step is of this kind, as it is if all are alike."""
+        return jnp.asarray(True)
 
     def begins(self, memory: Memory) -> Bool[Array, ""]:
-        """Whether the next step is the first of this kind in a row; asked of phases only."""
-        raise NotImplementedError
+        """Whether the next step is the first of this kind in a row, for which to `enter`."""
+        return jnp.asarray(False)
 
     def enter(self, field: Field, t: Array, u: State, memory: Memory) -> Memory:
-        """The memory before the first step of this kind in a row; asked of phases only."""
-        raise NotImplementedError
+        """The memory before the first step of this kind in a row."""
+        return memory
 
     def init(self, field: Field, t: Array, u: State) -> Memory:
         """The memory before the first step."""

@@ -130,8 +130,10 @@ class ByStepsDriver:
         tape = loop.tape
         if tape is not None:
             tape = tape.write(loop.carry.steps - loop.first_step, record)
-        # Attempts of one trajectory that a stepper leaves to another do not count.
-        tried = 1 if self.many else sum(stepper.counts(carry)) - sum(stepper.counts(loop.carry))
+        tried = 1
+        if stepper.quiet is not None:
+            # An attempt that the stepper leaves to another does not count.
+            tried = sum(stepper.counts(carry)) - sum(stepper.counts(loop.carry))
         iteration = loop.iteration + tried
         loop = loop._replace(carry=carry, tape=tape, states=states, iteration=iteration)
         return loop if loop.saving is None else self._save(loop, loop.saving, record)

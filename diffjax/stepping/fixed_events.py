@@ -129,12 +129,8 @@ class FixedEventStepper(Stepper[FixedEventState]):
 
     def _undisturbed(self, c: FixedEventState) -> tuple[FixedEventState, Record]:
         """A step in which nothing happens; none if something may."""
-        grid, watch, yes = (
-            fixed_time(self.plan, self.inputs, c.done + 1),
-            self.watch,
-            jnp.asarray(True),
-        )
-        due = self.plan.next_alarm(c.memory)
+        grid, yes = fixed_time(self.plan, self.inputs, c.done + 1), jnp.asarray(True)
+        watch, due = self.watch, self.plan.next_alarm(c.memory)
         rings = jnp.asarray(False) if due is None else due < grid
         owners = watch.args.owners
         scheduled = rings if owners is None else rings | jnp.any(owners[c.done + 1])

@@ -206,14 +206,7 @@ def _batch(
 
 
 def _jvp(
-    primals: Any,
-    tangents: Any,
-    *,
-    single: Any,
-    many: Any,
-    native: bool,
-    tangent: _Tangent | None,
-    own: int,
+    primals: Any, tangents: Any, *, single: Any, many: Any, native: bool, **others: Any
 ) -> Any:
     moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
     count = len(primals)
@@ -230,7 +223,7 @@ def _jvp(
 
         return run
 
-    out = lane_p.bind(*primals, single=single, many=many, native=native, tangent=tangent, own=own)
+    out = lane_p.bind(*primals, single=single, many=many, native=native, **others)
     # Apart from the value, so that a reverse pass transposes nothing but what is linear.
     args = [*primals, *(tangents[i] for i in moving)]
     smooth = lane_p.bind(

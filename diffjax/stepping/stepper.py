@@ -91,30 +91,23 @@ class Stepper(Generic[Carry]):
 
     def phases(self) -> list["Stepper[Carry]"]:
         """A stepper for each kind of step, if there are several."""
-        if self.plan.events is None or self.alg.phases:
-            return [self._taking(alg) for alg in self.alg.phases]
-        return [self._where(quiet) for quiet in (True, False)]
+        if self.plan.events is None:
+            return [self._taking(alg, None) for alg in self.alg.phases]
+        algs = self.alg.phases or (self.alg,)
+        return [self._taking(alg, quiet) for alg in algs for quiet in (True, False)]
 
-    def _where(self, quiet: bool) -> "Stepper[Carry]":
+    def _taking(self, alg: Algorithm, quiet: bool | None) -> "Stepper[Carry]":
         other = copy(self)
-        other.quiet = quiet
-        return other
-
-    def _taking(self, alg: Algorithm) -> "Stepper[Carry]":
-        other = copy(self)
-        other.alg = alg
+        other.alg, other.quiet = alg, quiet
         return other
 
     def ready(self, c: Any) -> Bool[Array, ""]:
         """Whether the next step is of the kind that this stepper takes."""
-        if self.quiet is None:
-            return self.alg.ready(c.memory)
-        return c.events.quiet if self.quiet else ~c.events.quiet
+        ready = self.alg.ready(c.memory)
+        return ready if self.quiet is None else ready & (c.events.quiet == self.quiet)
 
     def enter(self, c: Any) -> Any:
         """The carry when a loop over steps of one kind begins."""
-        if self.quiet is not None:
-            return c
         alg, t, u = self.alg, self.time(c), self.state(c)
         memory = when(alg.begins(c.memory), lambda m: alg.enter(self.field, t, u, m), c.memory)
         return c._replace(memory=memory)
