@@ -247,6 +247,20 @@ def test_tangents_of_one_trajectory_are_one_native_function() -> None:
         assert jax.jit(function).lower(P).as_text().count("xla_cpu_small_call") == 2
 
 
+@pytest.mark.parametrize("alg", [dj.BS3(), dj.Vern7()], ids=lambda alg: alg.name)
+def test_a_small_solve_is_one_native_function(alg: dj.Algorithm) -> None:
+    """Nothing around the loop is compiled apart, nor does a method whose extension takes further
+    stages fall back to a loop that dispatches every operation."""
+    prob = dj.ODEProblem(lotka_volterra, U0, (0.0, 2.0), P)
+    times = np.array([0.5, 2.0])
+    solved = jax.jit(lambda u0, p: dj.solve(prob, alg, u0=u0, p=p, saveat=times).u)
+    text = solved.lower(U0, P).compile().as_text()
+    entry = text[text.index("\nENTRY") :]
+    assert "xla_cpu_small_call" in entry
+    assert " fusion(" not in entry
+    assert " while(" not in entry
+
+
 def test_extra_stages_only_where_output_needs_them() -> None:
     """Vern9's ten further stages are not in a program that saves the end alone."""
 
@@ -266,9 +280,9 @@ def test_no_host_callback() -> None:
         assert "callback" not in text
 
 
-def run(p: jax.Array, **options: Any) -> dj.Solution:
+def run(p: jax.Array, alg: dj.Algorithm | None = None, **options: Any) -> dj.Solution:
     prob = dj.ODEProblem(lotka_volterra, U0, (0.0, 5.0), p)
-    return dj.solve(prob, dj.Tsit5(), **options)
+    return dj.solve(prob, alg or dj.Tsit5(), **options)
 
 
 def test_events_cost_nothing_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
