@@ -41,7 +41,7 @@ _NATIVE_PRIMITIVES = """
 """
 _NATIVE = frozenset(_NATIVE_PRIMITIVES.split())
 # A field whose arrays are larger than this is left to XLA's parallel kernels.
-_NATIVE_MAX_SIZE = 256
+NATIVE_MAX_SIZE = 256
 
 
 def one_or_many(
@@ -103,7 +103,7 @@ def is_native(jaxpr: Any, max_size: int | None = None) -> bool:
 
 def is_small(jaxpr: Any) -> bool:
     """Whether a vector field is so small that a step of it is best one native function."""
-    return is_native(jaxpr, _NATIVE_MAX_SIZE)
+    return is_native(jaxpr, NATIVE_MAX_SIZE)
 
 
 class _Tangent:

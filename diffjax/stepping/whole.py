@@ -16,7 +16,7 @@ from jax.interpreters import partial_eval as pe
 from jaxtyping import Array, PyTree
 
 from ..linear.native import NATIVE_ON, marked_call
-from .lanes import at_top, is_native, lane_p
+from .lanes import NATIVE_MAX_SIZE, at_top, is_native, lane_p
 from .program import inner_jaxprs
 from .trees import replaced
 from .varying import mesh_axes
@@ -51,20 +51,29 @@ def _apply(*args: Array, jaxpr: Any) -> list[Array]:
     return _function(jaxpr)(*args)
 
 
-def _loops(jaxpr: Any) -> Iterator[Any]:
-    """The equations that are solves of one trajectory or many."""
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations, but those inside of loops over steps."""
     for eqn in jaxpr.eqns:
-        if eqn.primitive is lane_p:
-            yield eqn
-        else:
+        yield eqn
+        if eqn.primitive is not lane_p:
             for inner in inner_jaxprs(eqn):
-                yield from _loops(inner)
+                yield from _equations(inner)
+
+
+def _can_be_native(jaxpr: Any) -> bool:
+    """Whether the loops over steps are compiled so, and all that is around them can be."""
+    equations = list(_equations(jaxpr))
+    loops = [eqn for eqn in equations if eqn.primitive is lane_p]
+    if not loops or not all(eqn.params["native"] for eqn in loops):
+        return False
+    # Sums of many numbers XLA hands to a library.
+    sums = [eqn for eqn in equations if eqn.primitive.name.startswith("reduce")]
+    long = any(v.aval.size > NATIVE_MAX_SIZE for eqn in sums for v in eqn.invars)
+    return not long and is_native(jaxpr)
 
 
 def _lower_cpu(ctx: Any, *args: Any, jaxpr: Any) -> Any:
-    loops = list(_loops(jaxpr))
-    native = loops and all(eqn.params["native"] for eqn in loops) and is_native(jaxpr)
-    if not (NATIVE_ON and native and at_top(ctx)):
+    if not (NATIVE_ON and at_top(ctx) and _can_be_native(jaxpr)):
         return _lower(ctx, *args, jaxpr=jaxpr)
     out = marked_call(_function(jaxpr), ctx, *args)
     return out[: len(jaxpr.outvars)]
