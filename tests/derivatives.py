@@ -61,7 +61,7 @@ ARGS = tuple(map(jnp.asarray, (1.3, 0.7, 0.2, 2.9)))
 def solve_growth(u0: Any, p: Any, t0: Any, t1: Any, adjoint: Any = None, **options: Any) -> Any:
     prob = dj.ODEProblem(growth, u0, (t0, t1), p)
     # A method with stages of its own for its extension.
-    return dj.solve(prob, dj.BS5(), adjoint=adjoint, **{**OPTIONS, **options})
+    return dj.solve(prob, **{"alg": dj.BS5(), "adjoint": adjoint, **OPTIONS, **options})
 
 
 def compare(ours: Callable, exact: Callable, args: tuple = ARGS) -> None:
