@@ -92,7 +92,7 @@ def test_orders_of_one_step(method: Method) -> None:
     @jax.vmap
     def step(t: Any, h: Any, u: Any, history: History, order: Any) -> Any:
         cache = alg.init(field, t, u).cache
-        memory = Memory(history, Choice(order, jnp.zeros_like(order)), cache)
+        memory = Memory(history, Choice.first()._replace(order=order), cache)
         result = alg.step(field, t, h, u, memory, None)
         coefficients = alg.dense(field, t, h, u, result.stages)
         return result.u, jax.vmap(lambda x: alg.interpolate(coefficients, x))(theta)
