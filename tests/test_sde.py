@@ -195,6 +195,22 @@ def test_the_noise_can_be_read_back(options: dict[str, Any]) -> None:
     assert np.all(np.abs(later.noise(1.5) - sol.noise(0.5)) > 1e-6)
 
 
+def test_a_key_is_the_same_increments_for_every_method() -> None:
+    """Whatever else it draws: the integral over the step, or numbers for the areas of Levy."""
+    unit = dj.SDEProblem(
+        lambda u, p, t: jnp.zeros_like(u),
+        lambda u, p, t: jnp.eye(3),
+        jnp.zeros(3),
+        (0.0, 1.0),
+        noise="general",
+    )
+    diagonal = dj.remake(unit, g=lambda u, p, t: jnp.ones_like(u), noise="diagonal")
+    algs = (unit, dj.EM()), (unit, dj.RKMilGeneral(terms=1)), (diagonal, dj.SRIW1())
+    for prob, alg in algs:
+        sol = dj.solve(prob, alg, steps=2, adaptive=False, key=KEY)
+        np.testing.assert_allclose(sol.u_end, sol.noise(1.0), rtol=1e-12)
+
+
 @pytest.mark.parametrize("options", [EM_STEPS, ADAPTIVE], ids=["fixed", "adaptive"])
 def test_a_path_can_be_negated(options: dict[str, Any]) -> None:
     """By a number that is known or traced, in single precision and backwards in time."""

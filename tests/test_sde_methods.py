@@ -68,6 +68,36 @@ def test_order_conditions_of_sra(tableau: tableaus.SRATableau) -> None:
     np.testing.assert_allclose(a0 @ e, tableau.c0, atol=3e-14)
 
 
+def test_order_conditions_of_dri1() -> None:
+    """The conditions of weak order 2: Roessler, Second order Runge-Kutta methods for Ito stochastic
+    differential equations, SIAM J. Numer. Anal. 47 (2009), theorem 5.1, where the drift does not
+    enter the stages along another noise."""
+    tableau, c1 = tableaus.DRI1, tableaus.DRI1.c1
+    alpha = np.array(tableau.alpha)
+    beta1, beta2, beta3, beta4 = (np.array(getattr(tableau, f"beta{k}")) for k in range(1, 5))
+    e, a0, b2 = np.ones(3), square(tableau.a0), square(((), *tableau.b2))
+    # Matrices of which only the first column is not zero.
+    columns = (tableau.b0, (0.0, c1, c1), (0.0, *tableau.b1))
+    b0, a1, b1 = (np.outer(column, [1.0, 0.0, 0.0]) for column in columns)
+    a0e, b0e, a1e, b1e, b2e = (x @ e for x in (a0, b0, a1, b1, b2))
+    of_alpha = [b0 @ b1e, b0e * (b0 @ b1e)]
+    of_beta1 = [b1e, b1 @ b1e, a1 @ b0e, a1e * b1e, b1 @ a1e, b1e**3, b1 @ b1e**2]
+    of_beta1 += [(a1 @ b0e) * b1e, a1 @ b0 @ b1e, b1 @ a1 @ b0e, b1e * (b1 @ b1e), b1 @ b1 @ b1e]
+    of_beta2 = [e, a1e, a1 @ b0e, a1 @ b0e**2, b1e**2, b1 @ b1e]
+    of_beta3 = [e, b2e, b2 @ b1e, b2 @ b1 @ b1e, b2 @ a1e, b2e**3, b2 @ b1e**2, b2 @ a1 @ b0e]
+    of_beta3 += [b2e * (b2 @ b1e)]
+    of_beta4 = [e, b2e**2, b2 @ b1e, b2e**4, (b2 @ b1e) ** 2, b2e * (b2 @ b1e), b2e * (b2 @ a1e)]
+    of_beta4 += [b2e * (b2 @ b1e**2), b2e * (b2 @ b1 @ b1e)]
+    weights = (alpha, beta1, beta2, beta3, beta4)
+    vanishing = (of_alpha, of_beta1, of_beta2, of_beta3, of_beta4)
+    for weight, vectors in zip(weights, vanishing, strict=True):
+        np.testing.assert_allclose(np.stack(vectors) @ weight, 0.0, atol=3e-14)
+    got = [alpha @ e, beta1 @ e, beta2 @ b1e, beta4 @ b2e]
+    np.testing.assert_allclose(got, 1.0, atol=3e-14)
+    got = [*(alpha @ v for v in (a0e, b0e**2, b0e)), beta1 @ a1e, beta1 @ b1e**2, beta3 @ b2e**2]
+    np.testing.assert_allclose(got, 0.5, atol=3e-14)
+
+
 @pytest.mark.parametrize("method", STRONG_METHODS, ids=lambda m: f"{m.name}-{m.equation}")
 def test_strong_order(method: StrongMethod) -> None:
     errors = rms_errors(method.make(), EQUATIONS[method.equation](), method.steps)
@@ -92,6 +122,7 @@ def test_public_problems_path_by_path(
     assert rms_errors(alg, equation, (256,), paths=50)[0] < tolerance
 
 
+@pytest.mark.usefixtures("optimised")
 def test_strong_order_of_additive_noise_with_a_nonlinear_drift() -> None:
     """du = sin(2u) dt + s dW against SRA3 with 2048 steps on the same path. The noise in the stages
     of SKenCarp is some 14 times that of the others, so that it has less of it here, and terms of

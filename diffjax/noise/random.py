@@ -60,20 +60,21 @@ def _normal(word: UInt32[Array, "*shape"], dtype: jnp.dtype) -> Float[Array, "*s
 
 
 def normal_pairs(
-    key: UInt32[Array, " 2"], counter: Array, count: int, dtype: jnp.dtype
+    key: UInt32[Array, " 2"], counter: Array, count: int, dtype: jnp.dtype, start: int = 0
 ) -> tuple[Float[Array, " count"], Float[Array, " count"]]:
-    """Two vectors of independent standard normal numbers, named by a counter."""
+    """Two vectors of independent standard normal numbers, named by a counter and by their places,
+    which begin with `start`."""
     number = jnp.asarray(counter).astype(jnp.uint32)
-    places = jnp.arange(count, dtype=jnp.uint32)
+    places = jnp.arange(start, start + count, dtype=jnp.uint32)
     first, second = threefry(key, jnp.broadcast_to(number, places.shape), places)
     return _normal(first, dtype), _normal(second, dtype)
 
 
 def normals(
-    key: UInt32[Array, " 2"], counter: Array, count: int, dtype: jnp.dtype
+    key: UInt32[Array, " 2"], counter: Array, count: int, dtype: jnp.dtype, start: int = 0
 ) -> Float[Array, " count"]:
-    """Independent standard normal numbers, named by a counter."""
-    pairs = normal_pairs(key, counter, (count + 1) // 2, dtype)
+    """As many independent standard normal numbers, of half as many places."""
+    pairs = normal_pairs(key, counter, (count + 1) // 2, dtype, start)
     return jnp.concatenate(pairs)[:count]
 
 
