@@ -18,7 +18,7 @@ from .plan import Inputs, Plan, Settings
 from .saving import Saver
 from .stepper import Record, Stepper
 from .tape import Snapshots, Tape, new_tape, put
-from .trees import chosen, nan_like
+from .trees import apart, chosen, nan_like
 from .varying import vary_alike
 
 # How many more attempts a segment may need when it is taken again (see `retape_segment`).
@@ -163,11 +163,11 @@ class ByStepsDriver:
     def _save_due(
         self, carry: Any, saving: _Saving, record: Record, coefficients: PyTree
     ) -> _Saving:
-        schedule = self._schedule()
+        schedule, (parts, together) = self._schedule(), apart(coefficients)
 
         def write(saving: _Saving) -> _Saving:
             due = self._due(carry, saving, record)
-            row = self.saver.row(coefficients, record.step, saving.next_save)
+            row = self.saver.row(together(parts), record.step, saving.next_save)
             row = self.saver.after_events(row, carry, saving.next_save)
             pairs = zip(saving.rows, row, strict=True)
             if self.many:

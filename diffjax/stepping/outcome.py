@@ -22,7 +22,7 @@ from .lanes import any_lane
 from .plan import Inputs, Plan, Settings
 from .stepper import Stepper
 from .tape import Snapshots, Tape
-from .trees import when
+from .trees import apart, when
 from .varying import vary_alike
 from .watch import EventLog
 
@@ -104,7 +104,16 @@ def step_while(
 
     Of one trajectory the steps of each kind have a loop of their own (`Algorithm.phases`).
     """
-    phases = [] if many else stepper.phases()
+    if many:
+        parts, together = apart(loop)
+        return together(
+            jax.lax.while_loop(
+                lambda parts: pending(together(parts)),
+                lambda parts: apart(advance(stepper, together(parts)))[0],
+                parts,
+            )
+        )
+    phases = stepper.phases()
     if not phases:
         return jax.lax.while_loop(pending, lambda loop: advance(stepper, loop), loop)
 

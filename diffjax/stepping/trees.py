@@ -42,6 +42,29 @@ def replaced(values: Sequence[Array], where: Sequence[int], new: Sequence[Array]
     return full
 
 
+# Vectors up to this length are taken apart.
+_SHORT = 8
+
+
+def apart(tree: PyTree) -> tuple[list[PyTree], Callable[[list[PyTree]], PyTree]]:
+    """The leaves with short vectors as tuples of their elements, and what puts them together.
+
+    What a loop over many lanes carries: under `vmap` a vector of two becomes an array (lanes, 2),
+    among whose rows XLA's CPU backend does not vectorise a choice lane by lane; among the elements
+    of all lanes it does.
+    """
+    leaves, structure = jtu.tree_flatten(tree)
+
+    def is_short(x: Array) -> bool:
+        return x.ndim == 1 and 0 < x.size <= _SHORT and jnp.issubdtype(x.dtype, jnp.inexact)
+
+    def together(parts: list[PyTree]) -> PyTree:
+        whole = [jnp.stack(x) if isinstance(x, tuple) else x for x in parts]
+        return jtu.tree_unflatten(structure, whole)
+
+    return [tuple(x) if is_short(x) else x for x in leaves], together
+
+
 def when(condition: Array, function: Callable[[T], T], x: T) -> T:
     """`function(x)` if the condition holds, `x` if not.
 
