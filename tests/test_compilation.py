@@ -122,7 +122,11 @@ def test_the_field_is_traced_once_under_transformations() -> None:
 
 
 def test_a_second_solve_traces_nothing() -> None:
-    """Other values of everything that is a number: the compiled program is used again."""
+    """Other values of everything that is a number: the compiled program is used again.
+
+    Of save times there are two programs: where the last is the end of the span, no step is taken
+    after it.
+    """
     f = Counted()
     prob = dj.ODEProblem(f, U0, (0.0, 1.0), P)
 
@@ -135,8 +139,11 @@ def test_a_second_solve_traces_nothing() -> None:
     solve(p=P * 1.1)
     solve(u0=U0 * 2.0)
     solve(rtol=1e-7, atol=1e-8)
-    solve(saveat=jnp.asarray([0.1, 0.9]))
+    solve(saveat=jnp.asarray([0.1, 1.0]))
     assert f.traces == 1
+    for last in (0.9, 0.8):
+        solve(saveat=jnp.asarray([0.1, last]))
+        assert f.traces == 2
     dj.solve(dj.ODEProblem(f, U0, (0.0, 1.0), P), dj.Tsit5(), saveat=0.5)
     traces = f.traces
     dj.solve(dj.ODEProblem(f, U0 + 1, (0.0, 1.0), P), dj.Tsit5(), saveat=0.5)
