@@ -13,6 +13,8 @@ import pytest
 from scipy.stats import norm
 
 import diffjax as dj
+from diffjax.events.search import Attempt, Search, look, resolution
+from diffjax.stepping.trees import when
 from tests.derivatives import EVERY_ADJOINT, close
 
 pytestmark = pytest.mark.slow
@@ -432,3 +434,33 @@ def test_errors() -> None:
         dj.PeriodicCallback(-1.0)
     with pytest.raises(ValueError, match="needs a tspan of Python numbers"):
         jax.jit(lambda t: dj.solve(prob, tspan=(0.0, t), callback=dj.PeriodicCallback(0.1)))(1.0)
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_the_lower_end_of_a_closed_bracket_is_not_taken_for_ever(accepted: bool) -> None:
+    """Taken again it may cross, by the rounding of a Newton iteration: it then is the event, or if
+    it misses its error the error control goes on."""
+    one, dt = jnp.ones(1), jnp.asarray(0.1)
+    attempt = Attempt(
+        t=jnp.asarray(0.0),
+        dt=dt,
+        values=-one,
+        sides=-one,
+        conditions=lambda x: one * (x - 1 + 1e-17),
+        end=1e-17 * one,
+        resolution=resolution(jnp.asarray(0.0), dt),
+    )
+    search = Search(
+        aim=dt,
+        low=dt,
+        high=dt * (1 + 4e-16),
+        sure=jnp.asarray(True),
+        which=jnp.asarray(0, jnp.int32),
+        tries=jnp.asarray(9, jnp.int32),
+    )
+    found = look(
+        attempt, (0,), 0, search, jnp.asarray(True), jnp.asarray(accepted), when, rough=False
+    )
+    assert not found.pending
+    assert bool(found.fired[0]) == accepted
+    assert not found.search.on
