@@ -61,7 +61,7 @@ ARGS = tuple(map(jnp.asarray, (1.3, 0.7, 0.2, 2.9)))
 def solve_growth(u0: Any, p: Any, t0: Any, t1: Any, adjoint: Any = None, **options: Any) -> Any:
     prob = dj.ODEProblem(growth, u0, (t0, t1), p)
     # A method with stages of its own for its extension.
-    return dj.solve(prob, dj.BS5(), adjoint=adjoint, **{**OPTIONS, **options})
+    return dj.solve(prob, **{"alg": dj.BS5(), "adjoint": adjoint, **OPTIONS, **options})
 
 
 def compare(ours: Callable, exact: Callable, args: tuple = ARGS) -> None:
@@ -73,6 +73,7 @@ def compare(ours: Callable, exact: Callable, args: tuple = ARGS) -> None:
         return value, value
 
     reverse, value = jax.jit(jax.jacrev(twice, argnums=numbers, has_aux=True))(*args)
+    exact = jax.jit(exact)
     close(value, exact(*args), 1e-8, 1e-9)
     wanted = jax.jit(jax.jacfwd(exact, argnums=numbers))(*args)
     close(reverse, wanted, 1e-8, 1e-9)

@@ -88,7 +88,7 @@ def test_through_dense_output() -> None:
 
     args = (*ARGS[:2], jnp.asarray([0.2, 0.75, 1.9]))
     close(jax.jit(ours)(*args), exact(*args), 1e-8)
-    wanted = jax.jacfwd(exact, argnums=(0, 1, 2))(*args)
+    wanted = jax.jit(jax.jacfwd(exact, argnums=(0, 1, 2)))(*args)
     # A derivative of the extension is an order less accurate than the extension.
     close(jax.jit(jax.jacrev(ours, argnums=(0, 1, 2)))(*args), wanted, 1e-6, 1e-6)
     close(jax.jit(jax.jacfwd(ours, argnums=(0, 1, 2)))(*args), wanted, 1e-6, 1e-6)

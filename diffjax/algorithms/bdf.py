@@ -33,7 +33,7 @@ from .bdf_history import (
     running,
     up_to,
 )
-from .bdf_order import Choice, Errors, after_acceptance, after_rejection, risen
+from .bdf_order import Choice, Errors, after_acceptance, after_rejection, amplitude, risen
 from .implicit import derivative
 from .iterating import Work, error_or_failed
 from .stages import scaled
@@ -188,14 +188,13 @@ class BDF(Algorithm):
         # Differences of order k, k + 1 and k + 2.
         below = pick(choice.order, history.differences)
         above = correction - pick(choice.order + 1, formula.past.differences)
-        below, same, above = (
-            CAUTION * constant * size(x)
-            for constant, x in zip(formula.errors, (below, correction, above), strict=True)
-        )
+        sizes = [size(x) for x in (below, correction, above)]
+        below, same, above = (CAUTION * c * x for c, x in zip(formula.errors, sizes, strict=True))
         error = error_or_failed(same, solved.done.converged, solved.regular)
         errors, before = (below, error, above), memory.history.steps[0]
+        resolved = amplitude(choice.order, *sizes[:2])
         if_accepted, growth, settled = after_acceptance(
-            choice, errors, dt.astype(before.dtype), before, self.max_order
+            choice, errors, resolved, dt.astype(before.dtype), before, self.max_order
         )
         usable = solved.done.converged & jnp.isfinite(error)
         if_rejected, cut = after_rejection(choice, errors, usable)
@@ -222,8 +221,9 @@ class FBDF(BDF):
 
     A step costs one or two evaluations, where a one-step method takes four to eight; but it takes
     more steps, and starts anew at order one. The formulas of orders 1 and 2 are A-stable, those
-    above A(alpha)-stable: for stiff oscillations choose `max_order=2`. Fixed steps are of order 2
-    at most, as good as a start from one value is.
+    above A(alpha)-stable: where oscillations below the tolerance keep the steps short, the order
+    is bounded by 2 for a while. Fixed steps are of order 2 at most, as good as a start from one
+    value is.
 
     Between steps the solution is the polynomial, of the order of the step, through its end and the
     values before; it is continuous.
