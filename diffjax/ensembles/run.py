@@ -184,7 +184,7 @@ def _raise_on_failure(sol: EnsembleSolution) -> None:
 def _run(job: _Job, count: int, inputs: _Inputs, acc: PyTree) -> _Result:
     """`count` trajectories, `inputs.first` the first of them."""
     share = -(-count // job.devices)
-    kept, most, more = _most(job, inputs)
+    kept, most, more = _most(job, inputs, share)
     fold = _reduction(inputs.prob)
     if fold is not None:
         acc = fold.init(kept.out) if acc is None else acc
@@ -199,7 +199,7 @@ def _run(job: _Job, count: int, inputs: _Inputs, acc: PyTree) -> _Result:
         return result._replace(each=jtu.tree_map(lambda x: x[:share], result.each))
 
     tiles = partial(tiles_of, most)
-    if min(share, more) > most:
+    if more > most:
         tiles = jax.custom_jvp(partial(tiles_of, more))
         tiles.defjvp(lambda xs, dots: jax.jvp(partial(tiles_of, most), xs, dots))
     if job.mesh is None:
@@ -208,8 +208,9 @@ def _run(job: _Job, count: int, inputs: _Inputs, acc: PyTree) -> _Result:
     return result._replace(each=jtu.tree_map(lambda x: x[:count], result.each))
 
 
-def _most(job: _Job, inputs: _Inputs) -> tuple[_Trajectory, int, int]:
-    """Shapes of what is kept of a trajectory, and the most in a tile: in a derivative, and not."""
+def _most(job: _Job, inputs: _Inputs, count: int) -> tuple[_Trajectory, int, int]:
+    """Shapes of what is kept of a trajectory, and how many of `count` are in a tile at most: in a
+    derivative, and otherwise."""
 
     def one(inputs: _Inputs) -> tuple[PyTree, _Trajectory]:
         sol = _solved(job, inputs, inputs.first)
@@ -220,7 +221,7 @@ def _most(job: _Job, inputs: _Inputs) -> tuple[_Trajectory, int, int]:
         return kept, job.batch_size, job.batch_size
     options, device = inputs.options.value, jax.local_devices()[0]
     most = tile_size(kept, state, options["max_steps"], device)
-    return kept, most, refilled(most, options, device)
+    return kept, most, refilled(count, most, kept, options, device)
 
 
 def _reduction(prob: EnsembleProblem) -> Any:

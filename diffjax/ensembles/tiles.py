@@ -32,10 +32,12 @@ from typing import Any
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from ..stepping.refill import lanes_in_cache, step_bytes
+from ..stepping.refill import is_crowd, lanes_in_cache, step_bytes
 
-# How many trajectories for each lane that is filled again; more save little, and are kept longer.
-_FOR_EACH_LANE = 8
+# A tile whose lanes are filled again has at most so many trajectories for each of them, of which
+# what is kept takes at most so many bytes.
+_FOR_EACH_LANE = 32
+_KEPT = 2**25
 # How much of an accelerator's memory a tile may fill, and how much it has if it does not say.
 _SHARE = 0.25
 _MEMORY = 2**33
@@ -47,13 +49,15 @@ def tiling(count: int, most: int) -> tuple[int, int]:
     return -(-count // number), number
 
 
-def refilled(most: int, options: dict[str, Any], device: Any) -> int:
-    """The most trajectories in a tile whose lanes are filled again, for `most` lanes; the same
+def refilled(count: int, most: int, kept: PyTree, options: dict[str, Any], device: Any) -> int:
+    """The most trajectories, of `count`, in a tile whose `most` lanes are filled again; the same
     number if they are not. `options` are the keyword arguments of `solve`."""
     alg = options["alg"]
     fixed = not options["adaptive"] or options["steps"] is not None
     fixed = fixed or (alg is not None and alg.error_order is None)
-    return most if fixed or device.platform != "cpu" else _FOR_EACH_LANE * most
+    more = min(_FOR_EACH_LANE * most, _KEPT // max(_size(kept), 1), count)
+    crowded = not fixed and device.platform == "cpu" and is_crowd(more, most)
+    return more if crowded else most
 
 
 def tile_size(kept: PyTree, state: PyTree, max_steps: int, device: Any) -> int:

@@ -5,11 +5,12 @@ works on stays in the cache. So where there are many more trajectories than keep
 only some are solved side by side. Whenever one in eight of the lanes has ended, what these found is
 written to its place, and they begin with the trajectories that are next.
 
-Measured (2 cores with 1 MiB of L2 each; microseconds of CPU time a trajectory, 10,000 by `Tsit5` at
-1e-6, in tiles of 585 and on 512 lanes that are filled again): Lotka-Volterra with rates within 10 %
-and 101 saves 4.1 and 4.3, within a factor of 2 8.3 and 5.3; Van der Pol with mu from 1 to 100 and
-41 saves 34 and 12. With one in two or in four waited for in place of eight, 4.3, 6.0 and 13.2 or
-4.3, 5.5 and 12.6; 384 to 1024 lanes are alike.
+Measured (2 cores with 1 MiB of L2 each; microseconds of CPU time a trajectory, 10,000, in tiles of
+585 and on as many lanes that are filled again): Lotka-Volterra by `Tsit5` at 1e-6 with 101 saves
+and rates within 10 % 4.1 and 4.5, within a factor of 2 8.3 and 5.5; Van der Pol with mu from 1 to
+100 34 and 12; geometric Brownian motion with volatilities from 0.1 to 2.1 by `SOSRI` 460 and 375.
+With one in two or in four waited for in place of eight the same within 10 %, as with 384 to 1024
+lanes.
 """
 
 import math
@@ -50,6 +51,11 @@ def lanes_in_cache(state: PyTree) -> int:
     return max(_CACHE // step_bytes(state), 1)
 
 
+def is_crowd(size: int, width: int) -> bool:
+    """Whether so many trajectories are enough to fill `width` lanes again and again."""
+    return size >= _WORTH * width
+
+
 class Crowd:
     """What serves very many lanes of a solve in place of a `vmap`."""
 
@@ -68,7 +74,7 @@ class Crowd:
         """
         plain = self.plan.controller is not None and self.plan.progress is None
         plain &= self.keep == Keep() and jax.default_backend() == "cpu"
-        if not plain or size < _WORTH * self.width:
+        if not plain or not is_crowd(size, self.width):
             return None
         return lambda *leaves: _Refilled(self, size, mapped, leaves).run()
 
