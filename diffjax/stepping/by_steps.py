@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ..varying import vary_alike
 from .lanes import any_lane
 from .outcome import Keep, Outcome, make_stepper, outcome_of, step_while
 from .plan import Inputs, Plan, Settings
 from .saving import Saver
 from .stepper import Record, Stepper
 from .tape import Snapshots, Tape, new_tape, put
-from .trees import apart, chosen, nan_like
-from .varying import vary_alike
+from .trees import Apart, chosen, nan_like
 
 # How many more attempts a segment may need when it is taken again (see `retape_segment`).
 _SPARE_ATTEMPTS = 8
@@ -163,11 +163,12 @@ class ByStepsDriver:
     def _save_due(
         self, carry: Any, saving: _Saving, record: Record, coefficients: PyTree
     ) -> _Saving:
-        schedule, (parts, together) = self._schedule(), apart(coefficients)
+        schedule, apart = self._schedule(), Apart(coefficients)
+        parts = apart.split(coefficients)
 
         def write(saving: _Saving) -> _Saving:
             due = self._due(carry, saving, record)
-            row = self.saver.row(together(parts), record.step, saving.next_save)
+            row = self.saver.row(apart.join(parts), record.step, saving.next_save)
             row = self.saver.after_events(row, carry, saving.next_save)
             pairs = zip(saving.rows, row, strict=True)
             if self.many:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..algorithms.base import Memory, State
+from ..varying import vary_alike
 from .adaptive import AdaptiveStepper
 from .fixed import FixedStepper
 from .fixed_events import FixedEventStepper
@@ -22,8 +23,7 @@ from .lanes import any_lane
 from .plan import Inputs, Plan, Settings
 from .stepper import Stepper
 from .tape import Snapshots, Tape
-from .trees import apart, when
-from .varying import vary_alike
+from .trees import Apart, when
 from .watch import EventLog
 
 Loop = TypeVar("Loop", bound=Any)
@@ -105,14 +105,13 @@ def step_while(
     Of one trajectory the steps of each kind have a loop of their own (`Algorithm.phases`).
     """
     if many:
-        parts, together = apart(loop)
-        return together(
-            jax.lax.while_loop(
-                lambda parts: pending(together(parts)),
-                lambda parts: apart(advance(stepper, together(parts)))[0],
-                parts,
-            )
+        apart = Apart(loop)
+        parts = jax.lax.while_loop(
+            lambda parts: pending(apart.join(parts)),
+            lambda parts: apart.split(advance(stepper, apart.join(parts))),
+            apart.split(loop),
         )
+        return apart.join(parts)
     phases = stepper.phases()
     if not phases:
         return jax.lax.while_loop(pending, lambda loop: advance(stepper, loop), loop)

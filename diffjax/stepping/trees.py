@@ -46,23 +46,28 @@ def replaced(values: Sequence[Array], where: Sequence[int], new: Sequence[Array]
 _SHORT = 8
 
 
-def apart(tree: PyTree) -> tuple[list[PyTree], Callable[[list[PyTree]], PyTree]]:
-    """The leaves with short vectors as tuples of their elements, and what puts them together.
+class Apart:
+    """How to take apart what a loop over many lanes carries: short vectors into their elements.
 
-    What a loop over many lanes carries: under `vmap` a vector of two becomes an array (lanes, 2),
-    among whose rows XLA's CPU backend does not vectorise a choice lane by lane; among the elements
-    of all lanes it does.
+    Under `vmap` a vector of two becomes an array (lanes, 2), among whose rows XLA's CPU backend
+    does not vectorise a choice lane by lane; among the elements of all lanes it does.
     """
-    leaves, structure = jtu.tree_flatten(tree)
 
-    def is_short(x: Array) -> bool:
-        return x.ndim == 1 and 0 < x.size <= _SHORT and jnp.issubdtype(x.dtype, jnp.inexact)
+    def __init__(self, like: PyTree) -> None:
+        leaves, self.structure = jtu.tree_flatten(like)
+        self.short = [
+            x.ndim == 1 and 0 < x.size <= _SHORT and jnp.issubdtype(x.dtype, jnp.inexact)
+            for x in leaves
+        ]
 
-    def together(parts: list[PyTree]) -> PyTree:
+    def split(self, tree: PyTree) -> list[PyTree]:
+        """The leaves, of short vectors a tuple of their elements."""
+        pairs = zip(jtu.tree_leaves(tree), self.short, strict=True)
+        return [tuple(x) if short else x for x, short in pairs]
+
+    def join(self, parts: list[PyTree]) -> PyTree:
         whole = [jnp.stack(x) if isinstance(x, tuple) else x for x in parts]
-        return jtu.tree_unflatten(structure, whole)
-
-    return [tuple(x) if is_short(x) else x for x in leaves], together
+        return jtu.tree_unflatten(self.structure, whole)
 
 
 def when(condition: Array, function: Callable[[T], T], x: T) -> T:

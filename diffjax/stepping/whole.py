@@ -16,10 +16,10 @@ from jax.interpreters import partial_eval as pe
 from jaxtyping import Array, PyTree
 
 from ..linear.native import NATIVE_ON, marked_call
+from ..varying import mesh_axes
 from .lanes import NATIVE_MAX_SIZE, at_top, is_native, lane_p
 from .program import inner_jaxprs
 from .trees import replaced
-from .varying import mesh_axes
 
 
 def whole(function: Callable[..., PyTree], *args: PyTree) -> PyTree:
