@@ -1,6 +1,9 @@
 """Measured inputs inside a vector field: interpolation of data given at known times."""
 
+from functools import partial
+
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
@@ -110,6 +113,7 @@ class CubicHermite(_Interpolation):
         return jtu.tree_map(between, self.ys, self.slopes)
 
 
+@partial(jax.jit, inline=True)
 def _parabola_slopes(ts: Array, y: Array) -> Array:
     """Derivatives at `ts` of the parabola through each value and its neighbours."""
     column = (-1,) + (1,) * (y.ndim - 1)

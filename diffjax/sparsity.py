@@ -55,7 +55,8 @@ def check_sparsity(prob: ODEProblem | DAEProblem) -> None:
 
     noise = np.random.default_rng(0).normal(size=start.shape) * _MOVED
     moved = start + jnp.asarray(noise, start.dtype) * (1 + jnp.abs(start))
-    found = sum(np.abs(np.asarray(jax.jacfwd(f)(v))) for v in (start, moved)) != 0
+    jacobian = jax.jit(jax.jacfwd(f))
+    found = sum(np.abs(np.asarray(jacobian(v))) for v in (start, moved)) != 0
     elements = _elements(u0)
     wanted = allowed(given, int(elements[-1]) + 1, prob, u0, t)[elements][:, elements]
     missing = np.unique(elements[np.argwhere(found & ~wanted.toarray())], axis=0)

@@ -7,11 +7,17 @@ turned off.
 
 import gc
 import os
+from collections.abc import Iterator
+
+import pytest
 
 _DEVICES = "--xla_force_host_platform_device_count=4"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# LLVM's optimisations: a quarter of the suite's time for programs that then run for milliseconds.
+# What XLA makes of a program, its fusions, loops and memory, is the same without them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax  # noqa: E402
 
@@ -22,3 +28,13 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_traceback_in_locations_limit", 0)
 # Traces allocate millions of small objects, which are nearly all kept.
 gc.set_threshold(100_000, 20, 50)
+
+
+@pytest.fixture
+def optimised() -> Iterator[None]:
+    """Programs compiled as a user's are: for tests that run for longer than they compile, or that
+    are held to the last digits."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -97,6 +97,7 @@ def test_converges_to_the_gradient_of_the_steps(case: str) -> None:
     assert np.all(fine < coarse / 4), (coarse, fine)
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize(
     "options",
     [{"alg": dj.RKMil(), "dt": 0.002, "adaptive": False}, {"alg": dj.RKMil(), "rtol": 1e-3}],

@@ -16,7 +16,7 @@ from scipy.integrate import RK23, RK45
 
 import diffjax as dj
 from diffjax.algorithms.explicit_rk import ExplicitRungeKutta
-from tests.derivatives import ADJOINTS, EVERY_ADJOINT, close, differences
+from tests.derivatives import ADJOINTS, close, differences
 from tests.problems import LOTKA_VOLTERRA, linear, lotka_volterra
 
 P = jnp.asarray(LOTKA_VOLTERRA.p)
@@ -182,7 +182,12 @@ def test_float32() -> None:
 
 
 # Checkpoints make no difference here: estimates need the whole tape.
-@pytest.mark.parametrize("adjoint", [ADJOINTS["tape"], ADJOINTS["forward"]], ids=["tape", "fwd"])
+BOTH_ADJOINTS = pytest.mark.parametrize(
+    "adjoint", [ADJOINTS["tape"], ADJOINTS["forward"]], ids=["tape", "fwd"]
+)
+
+
+@BOTH_ADJOINTS
 def test_gradient_with_fixed_steps(adjoint: dj.Adjoint) -> None:
     """With respect to parameters, initial state and both ends, against differences."""
 
@@ -211,7 +216,7 @@ def test_adaptive_gradient_is_that_of_the_steps_taken() -> None:
 
 
 @pytest.mark.slow
-@EVERY_ADJOINT
+@BOTH_ADJOINTS
 def test_adaptive_gradient_in_both_modes(adjoint: dj.Adjoint) -> None:
     def of(p: jax.Array, u0: jax.Array, t0: jax.Array, t1: jax.Array) -> jax.Array:
         return penalty(p, u0, (t0, t1), adjoint=adjoint)

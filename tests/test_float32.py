@@ -27,6 +27,8 @@ from tests.problems import (
 )
 
 F32 = jnp.float32
+# Of the last digits of programs as users run them.
+pytestmark = pytest.mark.usefixtures("optimised")
 
 
 def end(case: Case) -> np.ndarray:

@@ -219,6 +219,7 @@ CHARGING = {
 }
 
 
+@jax.jit
 def charged(p: jax.Array) -> jax.Array:
     """In closed form the current just behind the switch, and voltage and current at the end."""
     resistance, source, factor = p
@@ -251,7 +252,7 @@ def test_a_switch(kind: str, alg: Any, options: dict[str, Any], most: int) -> No
     lanes = jnp.array([[1.0, 1.0, 0.25], [0.5, 1.5, 3.0], [1.0, 1.0, 0.0]])
     gradients, (values, sol) = jax.jit(jax.vmap(jax.grad(loss, has_aux=True)))(lanes)
     assert sol.retcode.tolist() == [0, 0, dj.ReturnCode.initial_failed]
-    wanted = weights @ jax.vmap(jax.jacfwd(charged))(lanes[:2])
+    wanted = weights @ jax.jit(jax.vmap(jax.jacfwd(charged)))(lanes[:2])
     np.testing.assert_allclose(values[:2], jax.vmap(charged)(lanes[:2]), rtol=3e-7, atol=1e-7)
     np.testing.assert_allclose(gradients[:2], wanted, rtol=3e-6)
     np.testing.assert_allclose(sol.t_end[2], np.log(2.0), rtol=1e-7)

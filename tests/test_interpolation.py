@@ -42,7 +42,7 @@ def test_given_slopes() -> None:
     """Values and slopes of a cubic determine it."""
     cubic = dj.CubicHermite(TS, TS**3, 3 * TS**2)
     t = jnp.linspace(0.0, 3.0, 17)
-    np.testing.assert_allclose(jax.vmap(cubic)(t), t**3, rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(jax.jit(jax.vmap(cubic))(t), t**3, rtol=1e-13, atol=1e-13)
 
 
 def test_drives_an_equation_and_has_gradients() -> None:

@@ -29,7 +29,8 @@ SURROUNDINGS = {
     "constants": lambda s: jax.jit(lambda: s(P, U))(),
     "gradient": lambda s: jax.jit(jax.grad(lambda p: s(p, U)))(P),
     "forward": lambda s: jax.jit(lambda p: jax.jvp(lambda p: s(p, U), (p,), (p,))[1])(P),
-    "second": lambda s: jax.jit(jax.hessian(lambda p: s(p, U)))(P),
+    "second": lambda s: jax.jit(lambda p: jax.jvp(
+        jax.grad(lambda p: s(p, U)), (p,), (p,))[1])(P),
     "scan": lambda s: jax.jit(lambda p: jax.lax.scan(
         lambda c, _: (c - 1e-3 * jax.grad(s)(c, U), None), p, None, length=2)[0])(P),
     "branch": lambda s: jax.jit(lambda p: again(p, s))(P),

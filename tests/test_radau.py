@@ -179,7 +179,7 @@ def test_second_derivatives() -> None:
         prob = dj.ODEProblem(lambda u, p, t: -p * u**3, jnp.array([1.0, 2.0]), (0.0, 1.0), p)
         return jnp.sum(dj.solve(prob, RADAU.make(), steps=3).u_end ** 2)
 
-    check_second_derivative(end, jnp.asarray(2.0), np.asarray(1.0))
+    check_second_derivative(end, jnp.asarray(2.0, float), np.asarray(1.0))
 
 
 # Batches, precision, kinds of state -----------------------------------------------------------

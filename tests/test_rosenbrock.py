@@ -169,7 +169,8 @@ INPUTS = (
     jnp.array([1.0, 0.5]),
     jnp.array([2.0, 1.5, 0.7]),
     jnp.array([[2.0, 0.3], [-0.4, 1.0]]),
-    jnp.asarray(1.2),
+    # Of a dtype, as what differences add up to is: a plain number would compile once more.
+    jnp.asarray(1.2, float),
 )
 
 

@@ -110,7 +110,8 @@ def test_save_idxs_and_save_fn() -> None:
     full = dj.solve(PROB, dj.Tsit5(), saveat=1.0, **TIGHT)
     for index in (1, [1, 0], slice(0, 1), np.array([1])):
         sol = dj.solve(PROB, dj.Tsit5(), saveat=1.0, save_idxs=index, **TIGHT)
-        close(sol.u, np.asarray(full.u)[:, index], 1e-15)
+        # Another program, which rounds differently.
+        close(sol.u, np.asarray(full.u)[:, index], 1e-14)
     prob = LOTKA_VOLTERRA.ode()
 
     def save(u: Any, p: Any, t: Any) -> dict[str, Any]:

@@ -144,6 +144,7 @@ def test_the_same_key_is_the_same_path_at_any_tolerance() -> None:
     assert gaps[2] < gaps[0] / 20
 
 
+@pytest.mark.usefixtures("optimised")
 def test_rejected_steps_do_not_spoil_the_law() -> None:
     """W(1) is normal though many steps are refused, which a redrawn increment would not be."""
 

@@ -122,6 +122,7 @@ def test_public_problems_path_by_path(
     assert rms_errors(alg, equation, (256,), paths=50)[0] < tolerance
 
 
+@pytest.mark.usefixtures("optimised")
 def test_strong_order_of_additive_noise_with_a_nonlinear_drift() -> None:
     """du = sin(2u) dt + s dW against SRA3 with 2048 steps on the same path. The noise in the stages
     of SKenCarp is some 14 times that of the others, so that it has less of it here, and terms of

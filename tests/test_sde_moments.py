@@ -153,6 +153,7 @@ CASES = [
 ]
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_moments(case: Callable[[], Moments]) -> None:
     """Within four standard errors, of which one is at most 2 % of the variance."""

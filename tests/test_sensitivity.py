@@ -40,6 +40,7 @@ def decay_cost(p: jax.Array, u0: jax.Array, t0: jax.Array, t1: jax.Array, **opti
     return dj.integral_cost(lambda u, p, t: (1 + t) * u**2, prob, **options)
 
 
+@jax.jit
 def decay_exact(p: jax.Array, u0: jax.Array, t0: jax.Array, t1: jax.Array) -> jax.Array:
     k = 2 * p
 

@@ -30,6 +30,7 @@ def binding(u: dict, p: jax.Array, t: jax.Array) -> dict:
     return {"c": forward * (a - u["c"]) * (b - u["c"]) - backward * u["c"]}
 
 
+@jax.jit
 def bound(p: jax.Array) -> jax.Array:
     forward, backward, a, b = p
     total = a + b + backward / forward
@@ -56,7 +57,7 @@ def test_equilibrium_and_its_gradient(alg: Any) -> None:
 
 
 def test_second_derivatives_in_every_order() -> None:
-    wanted = jax.hessian(bound)(P)
+    wanted = jax.jit(jax.hessian(bound))(P)
     for outer in (jax.jacfwd, jax.jacrev):
         for inner in (jax.jacfwd, jax.jacrev):
             close(jax.jit(outer(inner(equilibrium)))(P), wanted, 1e-9)

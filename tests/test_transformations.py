@@ -204,21 +204,23 @@ def test_hessian_with_checkpoints() -> None:
     close(jax.jit(jax.hessian(f))(P), hessian(P), 1e-9, 1e-9)
 
 
-def decay(p: jax.Array, adjoint: Any = None, t1: float = 1.0) -> jax.Array:
-    """u' = -p u^2 from 1, whose end is 1 / (1 + p t1): the smallest program with steps in it."""
-    prob = dj.ODEProblem(lambda u, p, t: -p * u**2, jnp.ones(()), (0.0, t1), p)
-    options = {"rtol": 1e-9, "atol": 1e-9, "max_steps": 64}
-    return dj.solve(prob, dj.Tsit5(), adjoint=adjoint, **options).u[-1]
+def decay(p: jax.Array, adjoint: Any = None, steps: int | None = None) -> jax.Array:
+    """u' = -p u^2 from 1, whose end is 1 / (1 + p): the smallest program with steps in it."""
+    prob = dj.ODEProblem(lambda u, p, t: -p * u**2, jnp.ones(()), (0.0, 1.0), p)
+    options = {"rtol": 1e-9, "atol": 1e-9, "max_steps": 1024}
+    return dj.solve(prob, dj.BS3(), adjoint=adjoint, steps=steps, **options).u[-1]
 
 
 @pytest.mark.slow
 @EVERY_ADJOINT
 def test_second_derivatives_in_every_order(adjoint: dj.Adjoint) -> None:
-    """Reverse over forward and reverse over reverse, which JAX's own loops would refuse."""
-    f = partial(decay, adjoint=adjoint)
-    p = jnp.asarray([0.7, 1.5])
+    """Reverse over forward and reverse over reverse, which JAX's own loops would refuse; of
+    adaptive and of fixed steps."""
+    p = np.asarray([0.7, 1.5])
     wanted = 2 / (1 + p) ** 3
+    f = partial(decay, adjoint=adjoint)
     close(jax.jit(jax.grad(jax.jacfwd(f)))(p[0]), wanted[0], 1e-7)
+    f = partial(decay, adjoint=adjoint, steps=200)
     close(jax.jit(jax.vmap(jax.grad(jax.grad(f))))(p), wanted, 1e-7)
 
 

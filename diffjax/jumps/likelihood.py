@@ -182,7 +182,9 @@ def score_gradient(
     words = jax.vmap(jax.random.fold_in, (None, 0))(
         jax.random.wrap_key_data(key_words(key), impl="threefry2x32"), jnp.arange(trajectories)
     )
-    values, own, scores, failed = jax.lax.map(one, words, batch_size=batch_size)
+    # As one program: paths beyond whole batches would run operation by operation.
+    paths = jax.jit(lambda words: jax.lax.map(one, words, batch_size=batch_size))
+    values, own, scores, failed = paths(words)
     _raise_if_any(failed)
     values = jnp.where(jnp.any(failed), jnp.nan, values)
     # With N paths F_i less the mean of the others is N/(N - 1) times F_i less the mean of all.
