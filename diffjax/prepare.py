@@ -34,7 +34,7 @@ from .stepping.plan import Inputs, Plan, Settings
 from .stepping.trace import check_saved, trace_diffusion, trace_saving
 from .stepping.trace_events import EventTracer, in_span, may_start, owners_of, scheduled_stops
 from .stepping.trees import where
-from .stepping.varying import mesh_axes, vary_over
+from .varying import mesh_axes, vary_over
 
 
 class Arguments(eqx.Module):

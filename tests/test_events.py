@@ -13,6 +13,7 @@ import pytest
 from scipy.stats import norm
 
 import diffjax as dj
+from diffjax.events.search import Attempt, Search, look, resolution
 from tests.derivatives import EVERY_ADJOINT, close
 
 pytestmark = pytest.mark.slow
@@ -432,3 +433,33 @@ def test_errors() -> None:
         dj.PeriodicCallback(-1.0)
     with pytest.raises(ValueError, match="needs a tspan of Python numbers"):
         jax.jit(lambda t: dj.solve(prob, tspan=(0.0, t), callback=dj.PeriodicCallback(0.1)))(1.0)
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_a_closed_bracket_is_left(accepted: bool) -> None:
+    """An attempt of the lower end that crosses all the same, as an iteration may make it, lands, or
+    is refused for its error: it is not repeated for ever."""
+    one, dt = jnp.ones(1), jnp.asarray(0.5)
+    near = resolution(jnp.zeros(()), dt)
+    search = Search(
+        aim=dt,
+        low=dt,
+        high=dt + near / 2,
+        sure=jnp.asarray(True),
+        which=jnp.zeros((), jnp.int32),
+        tries=jnp.asarray(20, jnp.int32),
+    )
+    attempt = Attempt(jnp.zeros(()), dt, one, one, lambda x: one - 2 * x, -one, near)
+    sighting = look(
+        attempt,
+        (0,),
+        0,
+        search,
+        jnp.asarray(True),
+        jnp.asarray(accepted),
+        lambda condition, function, x: function(x),
+        rough=False,
+    )
+    assert not sighting.pending
+    assert not sighting.search.on
+    assert bool(sighting.fired[0]) == accepted

@@ -33,7 +33,7 @@ from ..stepping.status import ReturnCode
 from ..stepping.stepper import Record
 from ..stepping.tape import Snapshots, Tape, put
 from ..stepping.trees import replaced, where
-from ..stepping.varying import vary_alike
+from ..varying import vary_alike
 from .by_lane import AdjointByLane, SolveTangent
 from .landing import AdaptiveLanding, FixedLanding, landing
 from .mass import Eliminated

@@ -22,7 +22,7 @@ from ..stepping.lanes import one_or_many
 from ..stepping.plan import Inputs
 from ..stepping.tape import Tape
 from ..stepping.trees import chosen, when
-from ..stepping.varying import vary_alike
+from ..varying import vary_alike
 from .linear_map import Level
 from .replay import (
     Happened,

@@ -13,7 +13,7 @@ from ..stepping.lanes import one_or_many
 from ..stepping.plan import Inputs
 from ..stepping.tape import Tape, put
 from ..stepping.trees import chosen, when, where
-from ..stepping.varying import vary_alike
+from ..varying import vary_alike
 from .replay import (
     Happened,
     Inside,

@@ -28,7 +28,7 @@ from ..stepping.fixed import fixed_time
 from ..stepping.plan import Settings
 from ..stepping.tape import Tape
 from ..stepping.trees import chosen
-from ..stepping.varying import vary_alike
+from ..varying import vary_alike
 from .linear_map import Level
 from .replay import Inside, Point, Replay, Row, Spare, add, masked, max_of, read
 from .replay_backward import Retreat, given_or_zero, replay_backward

@@ -12,7 +12,7 @@ from ..stepping.outcome import Outcome
 from ..stepping.plan import Inputs
 from ..stepping.tape import Snapshots, Tape
 from ..stepping.trees import chosen, nan_like
-from ..stepping.varying import mesh_axes
+from ..varying import mesh_axes
 
 
 class Smooth(NamedTuple):

@@ -24,11 +24,11 @@ from ..problems.ensemble import EnsembleProblem
 from ..problems.parts import Parts, is_array
 from ..progress import Bar
 from ..solution import ReturnCode, Solution, SolveError, Stats, concrete
-from ..stepping.varying import mesh_axes, vary_over
+from ..varying import mesh_axes, vary_over
 from .checks import check_accumulator, check_arguments, check_member
 from .reductions import Together
 from .solution import EnsembleSolution, parted
-from .tiles import tile_size, tiling
+from .tiles import refilled, tile_size, tiling
 
 Solve = Callable[..., Solution]
 # The steps of a progress bar.
@@ -184,36 +184,44 @@ def _raise_on_failure(sol: EnsembleSolution) -> None:
 def _run(job: _Job, count: int, inputs: _Inputs, acc: PyTree) -> _Result:
     """`count` trajectories, `inputs.first` the first of them."""
     share = -(-count // job.devices)
-    kept, most = _most(job, inputs)
-    tile, number = tiling(share, most)
-    # What a tile may hold: all, what is left of a device's share, and of the last share.
-    sizes = tuple(sorted({0, share % tile, count % share % tile, tile}))
+    kept, most, more = _most(job, inputs, share)
     fold = _reduction(inputs.prob)
     if fold is not None:
         acc = fold.init(kept.out) if acc is None else acc
         acc = check_accumulator(fold, acc, kept.out)
 
-    def tiles(inputs: _Inputs, start: Array, acc: PyTree) -> _Result:
+    def tiles_of(most: int, inputs: _Inputs, start: Array, acc: PyTree) -> _Result:
+        tile, number = tiling(share, most)
+        # What a tile may hold: all, what is left of a device's share, and of the last share.
+        sizes = tuple(sorted({0, share % tile, count % share % tile, tile}))
         stop = jnp.minimum(start + share, inputs.first + count)
         result = _tiles(job, inputs, start, stop, sizes, number, kept, acc)
         return result._replace(each=jtu.tree_map(lambda x: x[:share], result.each))
 
+    tiles = partial(tiles_of, most)
+    if more > most:
+        tiles = jax.custom_jvp(partial(tiles_of, more))
+        tiles.defjvp(lambda xs, dots: jax.jvp(partial(tiles_of, most), xs, dots))
     if job.mesh is None:
         return tiles(inputs, inputs.first, acc)
     result = _on_mesh(job.mesh, tiles, inputs, share, acc, kept.out)
     return result._replace(each=jtu.tree_map(lambda x: x[:count], result.each))
 
 
-def _most(job: _Job, inputs: _Inputs) -> tuple[_Trajectory, int]:
-    """Shapes of what is kept of a trajectory, and how many a device is to solve side by side."""
+def _most(job: _Job, inputs: _Inputs, count: int) -> tuple[_Trajectory, int, int]:
+    """Shapes of what is kept of a trajectory, and how many of `count` are in a tile at most: in a
+    derivative, and otherwise."""
 
     def one(inputs: _Inputs) -> tuple[PyTree, _Trajectory]:
         sol = _solved(job, inputs, inputs.first)
         return sol.u_end, _kept(inputs.prob, sol, inputs.first)
 
     state, kept = jax.eval_shape(one, inputs)
-    steps = inputs.options.value["max_steps"]
-    return kept, job.batch_size or tile_size(kept, state, steps, jax.local_devices()[0])
+    if job.batch_size is not None:
+        return kept, job.batch_size, job.batch_size
+    options, device = inputs.options.value, jax.local_devices()[0]
+    most = tile_size(kept, state, options["max_steps"], device)
+    return kept, most, refilled(count, most, kept, options, device)
 
 
 def _reduction(prob: EnsembleProblem) -> Any:

@@ -13,13 +13,17 @@ load; microseconds a trajectory by size of tile, Tsit5 at 1e-6):
 
 and for a state of 400 numbers 1.2 ms in tiles of 5, 2.0 in tiles of 10, 5.6 in tiles of 400.
 
-A tile goes on until its slowest trajectory has ended. Iterations over what the average trajectory
-needs, 6,000 of them in tiles of 600: 1.18 for Lotka-Volterra with rates within 10 %, 2.25 within a
-factor of 2, 3.9 for Van der Pol with mu from 1 to 100. Tiles of 60 save a tenth of that. Sorted by
-the steps of a solve at a tolerance of 1e-2 they are 1.15, 1.35 and 1.22, but that solve costs 0.3,
-2.6 and 0.8 of the solve itself (stability, not accuracy, bounds its steps), so sorting does not
-pay, unless the user knows what is slow: in an ensemble that is ordered by cost (Van der Pol's by
-mu) the ratio is 1.2 again.
+Adaptive steps on a CPU are taken in tiles of some times that size, whose trajectories share as many
+lanes as are best: each lane goes on with another one when one has ended (`stepping.refill`). Not so
+in a gradient, which keeps a tape of every trajectory of a tile.
+
+Elsewhere a tile goes on until its slowest trajectory has ended. Iterations over what the average
+trajectory needs, 6,000 of them in tiles of 600: 1.18 for Lotka-Volterra with rates within 10 %,
+2.25 within a factor of 2, 3.9 for Van der Pol with mu from 1 to 100. Sorted by the steps of a solve
+at a tolerance of 1e-2 they are 1.15, 1.35 and 1.22, but that solve costs 0.3, 2.6 and 0.8 of the
+solve itself (stability, not accuracy, bounds its steps), so sorting does not pay, unless the user
+knows what is slow: in an ensemble that is ordered by cost (Van der Pol's by mu) the ratio is 1.2
+again.
 """
 
 import math
@@ -28,12 +32,12 @@ from typing import Any
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-# What a step of one trajectory works on: some arrays like the state (stages, the error, the new
-# state and what is made on the way), and as many bytes for times, errors and counters.
-_STATES = 20
-_SCALARS = 128
-# How much of a cache of 1 MiB next to each core a tile may fill.
-_CACHE = 2**18
+from ..stepping.refill import is_crowd, lanes_in_cache, step_bytes
+
+# A tile whose lanes are filled again has at most so many trajectories for each of them, of which
+# what is kept takes at most so many bytes.
+_FOR_EACH_LANE = 32
+_KEPT = 2**25
 # How much of an accelerator's memory a tile may fill, and how much it has if it does not say.
 _SHARE = 0.25
 _MEMORY = 2**33
@@ -45,16 +49,26 @@ def tiling(count: int, most: int) -> tuple[int, int]:
     return -(-count // number), number
 
 
+def refilled(count: int, most: int, kept: PyTree, options: dict[str, Any], device: Any) -> int:
+    """The most trajectories, of `count`, in a tile whose `most` lanes are filled again; the same
+    number if they are not. `options` are the keyword arguments of `solve`."""
+    alg = options["alg"]
+    fixed = not options["adaptive"] or options["steps"] is not None
+    fixed = fixed or (alg is not None and alg.error_order is None)
+    more = min(_FOR_EACH_LANE * most, _KEPT // max(_size(kept), 1), count)
+    crowded = not fixed and device.platform == "cpu" and is_crowd(more, most)
+    return more if crowded else most
+
+
 def tile_size(kept: PyTree, state: PyTree, max_steps: int, device: Any) -> int:
     """The most trajectories to solve side by side on a device.
 
     `kept` is what is kept of one trajectory, `state` its state, shapes and dtypes of both.
     """
-    step = _STATES * _size(state) + _SCALARS
     if device.platform == "cpu":
-        return max(_CACHE // step, 1)
+        return lanes_in_cache(state)
     # All that a gradient needs: a tape of states, times and steps.
-    lane = step + _size(kept) + max_steps * (_size(state) + 16)
+    lane = step_bytes(state) + _size(kept) + max_steps * (_size(state) + 16)
     memory = (device.memory_stats() or {}).get("bytes_limit", _MEMORY)
     return max(int(_SHARE * memory) // lane, 1)
 

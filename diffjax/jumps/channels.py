@@ -26,7 +26,7 @@ from ..problems.jump_kinds import (
 )
 from ..problems.parts import Parts
 from ..stepping.trace import checked, hoist
-from ..stepping.varying import mesh_axes, vary_over
+from ..varying import mesh_axes, vary_over
 from .mass_action import Reactions, add, change_by, species_of
 
 Leaves = list[Array]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..stepping.trees import nan_like, where
-from ..stepping.varying import vary_alike
+from ..varying import vary_alike
 from .base import Advance, Carry, Process
 from .channels import Leaves
 

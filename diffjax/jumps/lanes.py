@@ -19,7 +19,7 @@ from jaxtyping import Array, PyTree
 from ..linear.native import NATIVE_ON, marked_call
 from ..stepping.lanes import is_native
 from ..stepping.program import Program
-from ..stepping.varying import mesh_axes
+from ..varying import mesh_axes
 
 
 def in_turn_or_together(

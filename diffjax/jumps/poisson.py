@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
 from ..noise.random import threefry, uniform
-from ..stepping.varying import vary_alike
+from ..varying import vary_alike
 
 # Smaller rates are inverted by search, larger ones drawn by rejection.
 _SMALL = 10.0

@@ -24,7 +24,7 @@ from ..solution import ReturnCode, Solution, Stats
 from ..stepping.happenings import Happenings
 from ..stepping.lanes import is_native
 from ..stepping.trees import chosen, nan_like
-from ..stepping.varying import mesh_axes, vary_over
+from ..varying import mesh_axes, vary_over
 from .aggregators import Aggregator, Direct
 from .base import End, JumpAlgorithm, Process, Setting
 from .channels import ChannelArgs, Channels, Leaves, trace_channels

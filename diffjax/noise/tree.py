@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Float, UInt32
 
+from ..varying import vary_alike
 from .base import Increment, Need, NoiseProcess
 from .random import key_words, normal_pairs
 
@@ -173,6 +174,7 @@ def _descend(key: Array, piece: _Piece, rest: Array, levels: int) -> tuple[_Piec
         right = rest >= 1
         return _half(key, piece, right), jnp.where(right, rest - 1, rest)
 
+    _, piece, rest = vary_alike((key, piece, rest))
     return jax.lax.fori_loop(0, levels, halve, (piece, rest))
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ..varying import vary_alike
 from .lanes import any_lane
 from .outcome import Keep, Outcome, make_stepper, outcome_of, step_while
 from .plan import Inputs, Plan, Settings
@@ -19,7 +20,6 @@ from .saving import Saver
 from .stepper import Record, Stepper
 from .tape import Snapshots, Tape, new_tape, put
 from .trees import chosen, nan_like
-from .varying import vary_alike
 
 # How many more attempts a segment may need when it is taken again (see `retape_segment`).
 _SPARE_ATTEMPTS = 8

@@ -18,11 +18,11 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Bool, PyTree
 
 from ..linear.native import NATIVE_ON, marked_call
+from ..varying import mesh_axes
 from .levels import Lanes, Level
 from .program import Program, inner_jaxprs
 from .reversible import pull_back
 from .trees import replaced
-from .varying import mesh_axes
 
 # Operations that XLA's emitter of whole functions can compile. `cond` is not among them: a branch
 # that ignores an operand stops the emitter. Nor are matrix products, which it may hand to a
@@ -44,12 +44,17 @@ _NATIVE = frozenset(_NATIVE_PRIMITIVES.split())
 _NATIVE_MAX_SIZE = 256
 
 
+# For a number of lanes, and whether each argument has one for each: what serves them, or None.
+Crowd = Callable[[int, Sequence[bool]], Callable[..., list[Array]] | None]
+
+
 def one_or_many(
     single: Callable[..., PyTree],
     many: Callable[..., PyTree],
     *args: PyTree,
     native: bool,
     like: Callable[..., PyTree] | None = None,
+    crowd: Crowd | None = None,
     tangents: bool = False,
 ) -> PyTree:
     """`single(*args)`, or under a `vmap` the `vmap` of `many`.
@@ -57,6 +62,10 @@ def one_or_many(
     With `native`, `single` is compiled as one function on a CPU if all that it does can be.
     `like(*args)`, if given, has results of the same types and is quickly traced; then `single` is
     traced only where it is used.
+
+    `crowd(size, mapped)`, if given, may know something better than the `vmap` of `many` over `size`
+    lanes: a function of all arrays in the arguments, of which those that are `mapped` have a first
+    axis over lanes.
 
     With `tangents` the last of the arguments holds tangents; several for the same of all others,
     the columns of a Jacobian, are no lanes, but belong to one trajectory.
@@ -79,7 +88,7 @@ def one_or_many(
         program.closed = traced
     own = len(jtu.tree_leaves(args[:-1])) if tangents else len(leaves)
     out = lane_p.bind(
-        *leaves, single=program, many=flat(many), native=native, tangent=None, own=own
+        *leaves, single=program, many=flat(many), crowd=crowd, native=native, tangent=None, own=own
     )
     return jtu.tree_unflatten(jtu.tree_structure(shape), out)
 
@@ -177,6 +186,7 @@ def _batch(
     *,
     single: Any,
     many: Any,
+    crowd: Crowd | None,
     native: bool,
     tangent: _Tangent | None,
     own: int,
@@ -189,6 +199,8 @@ def _batch(
     # Several tangents of one trajectory, which is still one.
     columns = native and not any(mapped[:own])
     alone = jax.vmap(single, in_axes=axes, axis_size=size) if columns else lanes
+    if crowd is not None:
+        alone = crowd(size, mapped) or alone
     if mesh_axes(args):
         program = Program.of(alone, *args)
     else:
@@ -198,6 +210,7 @@ def _batch(
         *args,
         single=program,
         many=lanes,
+        crowd=None,
         native=columns,
         tangent=None if tangent is None else tangent.within(size, mapped),
         own=own,
@@ -206,7 +219,7 @@ def _batch(
 
 
 def _jvp(
-    primals: Any, tangents: Any, *, single: Any, many: Any, native: bool, **others: Any
+    primals: Any, tangents: Any, *, single: Any, many: Any, crowd: Any, native: bool, **others: Any
 ) -> Any:
     moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
     count = len(primals)
@@ -223,13 +236,14 @@ def _jvp(
 
         return run
 
-    out = lane_p.bind(*primals, single=single, many=many, native=native, **others)
+    out = lane_p.bind(*primals, single=single, many=many, crowd=crowd, native=native, **others)
     # Apart from the value, so that a reverse pass transposes nothing but what is linear.
     args = [*primals, *(tangents[i] for i in moving)]
     smooth = lane_p.bind(
         *args,
         single=Program.of(tangents_of(single), *args),
         many=tangents_of(many),
+        crowd=None,
         native=native,
         tangent=_Tangent(many, single.in_avals, moving),
         own=count,

@@ -6,13 +6,14 @@ Many under `vmap`, and whoever needs a record of the steps, are served by `by_st
 
 from typing import Any
 
+from ..varying import vary_alike
 from .by_steps import by_segments, by_steps, retape_segment
 from .lanes import one_or_many
 from .outcome import Keep, Outcome, make_stepper, outcome_of, step_to_end
 from .plan import Inputs, Plan, Settings
+from .refill import Crowd
 from .saving import by_saves
 from .tape import Tape
-from .varying import vary_alike
 
 
 def plain(plan: Plan, inputs: Inputs, settings: Settings, *, many: bool, idle: bool) -> Outcome:
@@ -59,6 +60,7 @@ def integrate(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep) -> Out
         settings,
         native=plan.small,
         like=idle,
+        crowd=Crowd(plan, inputs, settings, keep),
     )
 
 

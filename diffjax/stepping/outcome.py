@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..algorithms.base import Memory, State
+from ..varying import vary_alike
 from .adaptive import AdaptiveStepper
 from .fixed import FixedStepper
 from .fixed_events import FixedEventStepper
@@ -23,7 +24,6 @@ from .plan import Inputs, Plan, Settings
 from .stepper import Stepper
 from .tape import Snapshots, Tape
 from .trees import when
-from .varying import vary_alike
 from .watch import EventLog
 
 Loop = TypeVar("Loop", bound=Any)

@@ -13,11 +13,11 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Int, PyTree
 
 from ..algorithms.base import Memory
+from ..varying import vary_alike
 from .outcome import Outcome, make_stepper, outcome_of, step_to_end, step_while
 from .plan import Inputs, Plan, Settings
 from .stepper import Step, Stepper
 from .trees import chosen, nan_like
-from .varying import vary_alike
 from .watch import just_happened
 
 

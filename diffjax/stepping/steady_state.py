@@ -17,6 +17,7 @@ from ..algorithms.base import Algorithm, Field, State
 from ..algorithms.explicit_methods import Tsit5
 from ..linear.coordinates import Coordinates
 from ..linear.dense import is_regular
+from ..varying import vary_alike
 from .adaptive import AdaptiveState, AdaptiveStepper
 from .controllers import PIController
 from .initial_step import INITIAL_STEP_NF
@@ -24,7 +25,6 @@ from .outcome import Outcome
 from .plan import Inputs, Plan, Settings, scaled_norm
 from .status import ReturnCode
 from .trees import where
-from .varying import vary_alike
 
 # A step of Newton's method must reduce the residual by this share of what its linear model says
 # (Dennis and Schnabel, Numerical Methods for Unconstrained Optimization, algorithm A6.3.1).

@@ -1,0 +1,78 @@
+"""Lanes that go on with another trajectory when one has ended change nothing but the time it takes.
+
+With a hundred states sixteen lanes fill the cache, so that some dozens of trajectories share them.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import diffjax as dj
+from diffjax.stepping.refill import lanes_in_cache
+
+COUNT = 70
+KEY = jax.random.key(5)
+START = jnp.linspace(0.5, 1.5, 100)
+# Stability bounds the steps: the last take some sixty times as many as the first.
+RATES = jnp.asarray(np.random.default_rng(0).permutation(np.geomspace(1.0, 300.0, COUNT)))
+
+
+def towards_cosine(u: jax.Array, p: Any, t: jax.Array) -> jax.Array:
+    return -p * (u - jnp.cos(t))
+
+
+def solve(prob: dj.Problem, alg: dj.Algorithm, count: int = COUNT, **options: Any) -> Any:
+    ensemble = dj.EnsembleProblem(prob, lambda prob, i, key: dj.remake(prob, p=prob.p * RATES[i]))
+    return dj.solve(ensemble, alg, trajectories=count, throw=False, **options)
+
+
+def test_ordinary_equations() -> None:
+    """Saves, counts, and trajectories that end before their time; and a plain `vmap`."""
+    assert 4 * lanes_in_cache(START) <= COUNT
+    prob = dj.ODEProblem(towards_cosine, START, (2.0, 0.0), jnp.asarray(-1.0))
+    options: dict[str, Any] = {"saveat": 0.25, "max_steps": 150}
+    sol, alone = (solve(prob, dj.BS3(), batch_size=n, **options) for n in (None, 10))
+    assert 0 < int(sol.failed) < COUNT // 2
+    np.testing.assert_array_equal(sol.retcode, alone.retcode)
+    np.testing.assert_array_equal(sol.stats.naccept, alone.stats.naccept)
+    np.testing.assert_allclose(sol.u, alone.u, rtol=1e-12)
+    lanes = jax.jit(
+        jax.vmap(lambda p: dj.solve(prob, dj.BS3(), p=-p, throw=False, **options).u_end)
+    )
+    np.testing.assert_allclose(lanes(RATES), sol.solutions.u_end, rtol=1e-12)
+
+
+def test_gradients() -> None:
+    """Which are taken by tiles of sixteen."""
+
+    def mean(p: jax.Array, size: int | None) -> jax.Array:
+        prob = dj.ODEProblem(towards_cosine, START, (0.0, 1.0), p)
+        return jnp.mean(solve(prob, dj.BS3(), batch_size=size, max_steps=200).u ** 2)
+
+    got, wanted = (jax.value_and_grad(mean)(jnp.asarray(1.0), size) for size in (None, 10))
+    np.testing.assert_allclose(got, wanted, rtol=1e-10)
+
+
+def test_stochastic_equations_on_a_mesh() -> None:
+    """In single precision: the paths of each device are those of their keys."""
+    prob = dj.SDEProblem(
+        lambda u, p, t: -p * u,
+        lambda u, p, t: 0.1 * u * jnp.sqrt(p),
+        START.astype(jnp.float32),
+        (0.0, 1.0),
+        jnp.asarray(0.1, jnp.float32),
+    )
+    options: dict[str, Any] = {"key": KEY, "rtol": 1e-2, "atol": 1e-2}
+    mesh = jax.make_mesh((4,), ("a",))
+    shared = RATES.astype(jnp.float32)
+    ensemble = dj.EnsembleProblem(
+        prob, lambda prob, i, key: dj.remake(prob, p=prob.p * shared[i % COUNT])
+    )
+    options["trajectories"] = mesh.size * 4 * lanes_in_cache(prob.u0)
+    sol = dj.solve(ensemble, dj.SOSRI(), mesh=mesh, **options)
+    alone = dj.solve(ensemble, dj.SOSRI(), batch_size=20, **options)
+    np.testing.assert_array_equal(sol.stats.naccept, alone.stats.naccept)
+    # Rounding of states of size one, some of which have decayed.
+    np.testing.assert_allclose(sol.u, alone.u, rtol=1e-5, atol=1e-7)
