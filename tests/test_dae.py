@@ -35,8 +35,8 @@ def implicit(case: Case, **changes: Any) -> dj.DAEProblem:
     [
         (dj.DFBDF(), ROBER_DAE, 1e-6, (630, 1160, 2340), 1.4),
         (dj.DFBDF(), CHEMAKZO_DAE, 1e-2, (150, 300, 600), 1.4),
-        (dj.RadauIIA5(), ROBER_DAE, 1e-6, (175, 330, 650), 9.0),
-        (dj.RadauIIA5(), CHEMAKZO_DAE, 1e-2, (30, 53, 102), 12.0),
+        (dj.RadauIIA5(), ROBER_DAE, 1e-6, (210, 440, 980), 9.0),
+        (dj.RadauIIA5(), CHEMAKZO_DAE, 1e-2, (32, 70, 160), 13.0),
     ],
     ids=lambda x: getattr(x, "name", None),
 )

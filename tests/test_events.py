@@ -14,7 +14,6 @@ from scipy.stats import norm
 
 import diffjax as dj
 from diffjax.events.search import Attempt, Search, look, resolution
-from diffjax.stepping.trees import when
 from tests.derivatives import EVERY_ADJOINT, close
 
 pytestmark = pytest.mark.slow
@@ -437,30 +436,30 @@ def test_errors() -> None:
 
 
 @pytest.mark.parametrize("accepted", [True, False])
-def test_the_lower_end_of_a_closed_bracket_is_not_taken_for_ever(accepted: bool) -> None:
-    """Taken again it may cross, by the rounding of a Newton iteration: it then is the event, or if
-    it misses its error the error control goes on."""
-    one, dt = jnp.ones(1), jnp.asarray(0.1)
-    attempt = Attempt(
-        t=jnp.asarray(0.0),
-        dt=dt,
-        values=-one,
-        sides=-one,
-        conditions=lambda x: one * (x - 1 + 1e-17),
-        end=1e-17 * one,
-        resolution=resolution(jnp.asarray(0.0), dt),
-    )
+def test_a_closed_bracket_is_left(accepted: bool) -> None:
+    """An attempt of the lower end that crosses all the same, as an iteration may make it, lands, or
+    is refused for its error: it is not repeated for ever."""
+    one, dt = jnp.ones(1), jnp.asarray(0.5)
+    near = resolution(jnp.zeros(()), dt)
     search = Search(
         aim=dt,
         low=dt,
-        high=dt * (1 + 4e-16),
+        high=dt + near / 2,
         sure=jnp.asarray(True),
-        which=jnp.asarray(0, jnp.int32),
-        tries=jnp.asarray(9, jnp.int32),
+        which=jnp.zeros((), jnp.int32),
+        tries=jnp.asarray(20, jnp.int32),
     )
-    found = look(
-        attempt, (0,), 0, search, jnp.asarray(True), jnp.asarray(accepted), when, rough=False
+    attempt = Attempt(jnp.zeros(()), dt, one, one, lambda x: one - 2 * x, -one, near)
+    sighting = look(
+        attempt,
+        (0,),
+        0,
+        search,
+        jnp.asarray(True),
+        jnp.asarray(accepted),
+        lambda condition, function, x: function(x),
+        rough=False,
     )
-    assert not found.pending
-    assert bool(found.fired[0]) == accepted
-    assert not found.search.on
+    assert not sighting.pending
+    assert not sighting.search.on
+    assert bool(sighting.fired[0]) == accepted

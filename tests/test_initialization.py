@@ -232,7 +232,7 @@ def charged(p: jax.Array) -> jax.Array:
 @pytest.mark.parametrize(
     ("kind", "alg", "options", "most"),
     [
-        ("mass matrix", dj.Rodas5P(), {}, 80),
+        ("mass matrix", dj.Rodas5P(), {}, 90),
         ("mass matrix", dj.Rosenbrock23(), {"steps": 2000, "adjoint": dj.ForwardMode()}, 2001),
         ("fully implicit", dj.DFBDF(), {"max_steps": 500}, 300),
     ],

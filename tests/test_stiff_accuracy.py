@@ -36,28 +36,28 @@ from tests.stiff_problems import (
 # the bounds were set. Methods of one family share their step: each problem is held against one of
 # them at least. For Rodas4, HW II prints 189 steps on ROBER's kin at comparable accuracy.
 WORK = [
-    ("Rodas5P", ROBER, (180, 370, 940), (1500, 3000, 7600)),
+    ("Rodas5P", ROBER, (200, 420, 1200), (1600, 3400, 8900)),
     ("Rodas4", ROBER, (220, 610, 2100), (1300, 3700, 13000)),
-    ("Kvaerno5", ROBER, (120, 220, 490), (1700, 3400, 7300)),
-    ("Rodas5P", VDPOL_STIFF, (280, 540, 1200), (2200, 4300, 9400)),
+    ("Kvaerno5", ROBER, (130, 270, 600), (1800, 3800, 8700)),
+    ("Rodas5P", VDPOL_STIFF, (320, 600, 1400), (2600, 4800, 11000)),
     ("KenCarp4", VDPOL_STIFF, (210, 430, 980), (3200, 6000, 11000)),
-    ("Rodas5P", HIRES, (56, 150, 450), (450, 1200, 3700)),
+    ("Rodas5P", HIRES, (65, 180, 550), (530, 1400, 4400)),
     ("Rodas4", HIRES, (81, 240, 1000), (490, 1500, 6000)),
-    ("Kvaerno5", HIRES, (54, 110, 270), (850, 1700, 3800)),
-    ("Rodas5P", E5, (240, 640, 3000), (1900, 5200, 24000)),
+    ("Kvaerno5", HIRES, (58, 130, 350), (810, 1800, 4400)),
+    ("Rodas5P", E5, (270, 840, 3700), (2200, 6700, 29000)),
     ("KenCarp4", E5, (180, 630, 2500), (2200, 6500, 24000)),
-    ("Rodas5P", CHEMAKZO, (29, 65, 190), (240, 530, 1500)),
-    ("Rodas5P", BEAM, (71, 290, 1500), (570, 2300, 12000)),
+    ("Rodas5P", CHEMAKZO, (32, 76, 220), (260, 610, 1800)),
+    ("Rodas5P", BEAM, (88, 380, 1900), (710, 3000, 15000)),
     ("KenCarp4", BEAM, (39, 180, 970), (440, 1700, 6600)),
-    ("Kvaerno5", BEAM, (54, 200, 980), (690, 2200, 8300)),
-    ("Rodas5P", BRUSS1D, (46, 87, 200), (370, 700, 1600)),
+    ("Kvaerno5", BEAM, (76, 300, 1500), (790, 2700, 11000)),
+    ("Rodas5P", BRUSS1D, (48, 98, 230), (390, 780, 1900)),
     ("KenCarp4", BRUSS1D, (24, 60, 160), (410, 750, 1700)),
-    ("RadauIIA5", ROBER, (200, 360, 720), (1500, 2800, 5600)),
-    ("RadauIIA5", VDPOL_STIFF, (310, 510, 980), (2700, 4600, 8400)),
-    ("RadauIIA5", HIRES, (60, 120, 240), (590, 1200, 2200)),
-    ("RadauIIA5", E5, (300, 580, 1200), (2300, 4500, 9200)),
-    ("RadauIIA5", CHEMAKZO, (26, 46, 87), (220, 390, 710)),
-    ("RadauIIA5", BEAM, (93, 220, 720), (680, 1500, 4900)),
+    ("RadauIIA5", ROBER, (220, 490, 1100), (1800, 3800, 8500)),
+    ("RadauIIA5", VDPOL_STIFF, (340, 680, 1400), (3500, 6300, 11000)),
+    ("RadauIIA5", HIRES, (71, 160, 330), (760, 1700, 2800)),
+    ("RadauIIA5", E5, (340, 790, 1800), (2700, 6200, 14000)),
+    ("RadauIIA5", CHEMAKZO, (29, 60, 130), (300, 520, 1100)),
+    ("RadauIIA5", BEAM, (99, 340, 1300), (790, 2400, 8500)),
     # SciPy's BDF takes 47,000 steps at 1e-4, since orders above 2 are not stable near the imaginary
     # axis. At order 2 it takes 15,000 at 1e-8.
     ("FBDF", BEAM, (620, 3100), (760, 3700)),
@@ -65,32 +65,28 @@ WORK = [
     ("FBDF", VDPOL_STIFF, (810, 1500, 2900), (1100, 1700, 3300)),
     ("FBDF", HIRES, (240, 400, 770), (290, 460, 870)),
     ("FBDF", E5, (970, 1900, 3800), (1100, 2100, 4200)),
-    ("RadauIIA5", BRUSS1D, (42, 79, 150), (450, 850, 1700)),
+    ("RadauIIA5", BRUSS1D, (46, 99, 230), (390, 720, 1600)),
     ("FBDF", BRUSS1D, (140, 270, 540), (210, 360, 710)),
     ("FBDF", CHEMAKZO, (120, 200, 360), (140, 230, 410)),
     ("QNDF", VDPOL_STIFF, (770, 1500, 2800), (1100, 1700, 3200)),
     ("QNDF", HIRES, (220, 400, 750), (260, 460, 840)),
-    ("Rodas5P", ROBER_DAE, (170, 350, 870), (1400, 2800, 6900)),
-    ("Rodas5P", CHEMAKZO_DAE, (30, 72, 210), (250, 580, 1700)),
-    ("Rodas5P", AFFINE, (5, 6, 12), (32, 51, 99)),
-    ("Rodas5P", PENDULUM, (250, 610, 1600), (2000, 4900, 13000)),
-    ("RadauIIA5", ROBER_DAE, (180, 330, 660), (1400, 2500, 5000)),
-    ("RadauIIA5", CHEMAKZO_DAE, (29, 53, 110), (290, 520, 1000)),
-    ("RadauIIA5", AFFINE, (6, 10, 18), (30, 48, 86)),
-    ("RadauIIA5", PENDULUM, (220, 410, 840), (2100, 4100, 8300)),
+    ("Rodas5P", ROBER_DAE, (190, 390, 1100), (1500, 3100, 8200)),
+    ("Rodas5P", CHEMAKZO_DAE, (34, 84, 250), (280, 680, 2000)),
+    ("Rodas5P", AFFINE, (4, 8, 14), (32, 60, 110)),
+    ("Rodas5P", PENDULUM, (280, 700, 1800), (2300, 5600, 14000)),
+    ("RadauIIA5", ROBER_DAE, (210, 450, 980), (1700, 3400, 7500)),
+    ("RadauIIA5", CHEMAKZO_DAE, (32, 70, 160), (360, 690, 1500)),
+    ("RadauIIA5", AFFINE, (6, 14, 27), (34, 66, 130)),
+    ("RadauIIA5", PENDULUM, (270, 570, 1300), (2700, 5600, 13000)),
     ("FBDF", ROBER_DAE, (630, 1200, 2400), (710, 1400, 2800)),
     ("FBDF", CHEMAKZO_DAE, (120, 230, 420), (140, 270, 480)),
     ("FBDF", AFFINE, (30, 48, 75), (38, 57, 87)),
     ("FBDF", PENDULUM, (530, 1200, 2400), (630, 1300, 2700)),
     ("QNDF", CHEMAKZO_DAE, (120, 230, 420), (140, 270, 480)),
 ]
-# By how much the error at the beam's clamped end is missed: they damp its fastest oscillations.
-MISSED = {
-    ("FBDF", "BEAM"): 1.4,
-    ("Kvaerno5", "BEAM"): 2.0,
-    ("KenCarp4", "BEAM"): 1.1,
-    ("RadauIIA5", "BEAM"): 2.7,
-}
+# By how much what is accepted is missed. The fastest oscillations of the beam are damped; small
+# errors of many steps add up on the pendulum, where CVODE's are forty times as large at 1e-6.
+MISSED = {("FBDF", "BEAM"): 1.4, ("KenCarp4", "BEAM"): 1.1, ("FBDF", "pendulum_index1"): 7.5}
 
 
 @pytest.mark.slow
@@ -153,7 +149,8 @@ def hires_between() -> tuple[np.ndarray, np.ndarray]:
 
 
 # Kvaerno5 has stages too few for an extension of order 4 that is bounded, and exact for cubics, in
-# the stiff limit: two of them lie at the end.
+# the stiff limit: two of them lie at the end. Its steps are held to a third of the tolerance, which
+# makes their own error smaller by more than that between them.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "most"),
@@ -161,7 +158,7 @@ def hires_between() -> tuple[np.ndarray, np.ndarray]:
         ("Rodas5P", 3),
         ("Rodas4", 3),
         ("KenCarp4", 3),
-        ("Kvaerno5", 20),
+        ("Kvaerno5", 23),
         ("RadauIIA5", 3),
         ("FBDF", 3),
     ],

@@ -193,7 +193,7 @@ class ESDIRK(TableauMethod):
         plain, filtered = (
             norm(coordinates.unflatten(x), u, u_end) for x in (estimate, solved.filtered(estimate))
         )
-        error = jnp.sqrt(plain * filtered)
+        error = self.tableau.caution * jnp.sqrt(plain * filtered)
         return error_or_failed(error, solved.attempt.converged, solved.regular)
 
     def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:

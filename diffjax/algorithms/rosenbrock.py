@@ -51,7 +51,7 @@ class Rosenbrock(TableauMethod):
         error = None
         if norm is not None:
             estimate = coordinates.unflatten(_sum(tableau.b_error, stages))
-            error = norm(estimate, u, u_end)
+            error = tableau.caution * norm(estimate, u, u_end)
         return StepResult(
             u=u_end,
             error=error,

@@ -166,10 +166,10 @@ def look(
         found, missing = when(seen | short, refine, (found, far))
         closed = found.sure & (found.high - found.low <= tolerance)
         near = short & ((missing[found.which] <= tolerance) | closed)
-        # The lower end of a bracket that can be closed no further may cross when it is taken again,
-        # by the rounding of an iteration: it is as near to the root as can be told.
-        at_end = closed & search.on & (dt <= search.low)
-        at_once = accepted & seen & (at_end | (dt <= 2 * tolerance))
+        # This was an attempt of the lower end, which fell short before: what iterates does not end
+        # twice at the same digits. It lands, unless its error is too large for that.
+        last = search.on & search.sure & (search.high - search.low <= tolerance)
+        at_once = accepted & seen & ((dt <= 2 * tolerance) | last)
         landed = near | at_once
         followed = jnp.arange(len(directions), dtype=jnp.int32) == found.which
         reached = jnp.where(seen, jnp.any(crossed, axis=0), followed | (missing <= tolerance))
@@ -179,8 +179,7 @@ def look(
         most = jnp.where(found.sure, 1, 2) * found.high
         trusted = (found.aim > found.low) & (found.aim < most) & (found.tries <= _TRUSTED)
         spurious = short & ~found.sure & (dt >= found.high - tolerance) & ~trusted
-        # Where that end misses its error, it is for the control of the error to go on.
-        pending = (seen | short) & ~landed & ~spurious & ~at_end
+        pending = (seen | short) & ~landed & ~spurious & (accepted | ~last)
         middle = (found.low + found.high) / 2
         aim = jnp.where(trusted, found.aim, jnp.where(found.sure, middle, found.high))
         # A bracket that can be closed no further ends with an attempt of its lower end.

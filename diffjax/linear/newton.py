@@ -53,10 +53,10 @@ class Stop(NamedTuple):
     gives_up: bool
 
     @staticmethod
-    def at_tolerance(rounding: Array) -> "Stop":
+    def at_tolerance(rounding: Array, left: float = LEFT) -> "Stop":
         """For updates measured in units of the tolerance, in which rounding has this size."""
         stagnant = jnp.minimum(STAGNANT_ROUNDING * rounding, 1.0)
-        return Stop(LEFT, NEGLIGIBLE, ROUNDING * rounding, stagnant, MOST, gives_up=True)
+        return Stop(left, NEGLIGIBLE, ROUNDING * rounding, stagnant, MOST, gives_up=True)
 
     @staticmethod
     def at_rounding(dtype: Any) -> "Stop":

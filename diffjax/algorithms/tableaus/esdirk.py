@@ -32,6 +32,8 @@ class ESDIRKTableau:
     - `dense`: the continuous extension, `u + sum_i b_i(theta) z_i`.
     - `b_error`: weights of the error estimate, `b - b_hat`; None for a method without one.
     - `error_order`: order of the embedded solution.
+    - `caution`: how much smaller than tolerated the error of a step must be, since the errors of
+        many steps add up.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ESDIRKTableau:
     explicit_first: bool = True
     b_error: tuple[float, ...] | None = None
     error_order: int | None = None
+    caution: float = 1.0
 
     @property
     def stages(self) -> int:
@@ -66,6 +69,7 @@ def esdirk(
     dense_order: int,
     *,
     stiff_cubics: bool = False,
+    caution: float = 1.0,
 ) -> ESDIRKTableau:
     """A stiffly accurate method with an explicit first stage.
 
@@ -87,6 +91,7 @@ def esdirk(
         dense=stiff_extension(a, b, c, gamma, dense_order, stiff_cubics=stiff_cubics),
         b_error=tuple(x - y for x, y in zip(b, numbers(b_hat), strict=True)),
         error_order=error_order,
+        caution=caution,
     )
 
 

@@ -10,10 +10,15 @@ from .esdirk import ESDIRKTableau, esdirk
 
 
 def _pair(
-    name: str, order: int, gamma: float, rows: list[list[float]], dense_order: int
+    name: str,
+    order: int,
+    gamma: float,
+    rows: list[list[float]],
+    dense_order: int,
+    caution: float = 1.0,
 ) -> ESDIRKTableau:
     embedded = [*rows[-2], gamma, 0.0]
-    return esdirk(name, order, gamma, rows, embedded, order - 1, dense_order)
+    return esdirk(name, order, gamma, rows, embedded, order - 1, dense_order, caution=caution)
 
 
 def _kvaerno3() -> ESDIRKTableau:
@@ -78,7 +83,9 @@ def _kvaerno5() -> ESDIRKTableau:
             0.06962479448202728,
         ],
     ]
-    return _pair("Kvaerno5", 5, g, rows, 4)
+    # For a tenth more evaluations: without, HIRES, BEAM and Van der Pol's oscillator lose half a
+    # digit to one more against the tolerance.
+    return _pair("Kvaerno5", 5, g, rows, 4, caution=3.0)
 
 
 KVAERNO3 = _kvaerno3()

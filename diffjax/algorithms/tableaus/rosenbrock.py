@@ -26,6 +26,8 @@ class RosenbrockTableau:
     - `b_error`: weights of the error estimate, `b - b_hat`.
     - `error_order`: order of the embedded solution.
     - `dense`: the continuous extension, `u + sum_i b_i(theta) k_i`.
+    - `caution`: how much smaller than tolerated the error of a step must be, since the errors of
+        many steps add up.
     """
 
     name: str
@@ -39,6 +41,7 @@ class RosenbrockTableau:
     b_error: tuple[float, ...]
     error_order: int
     dense: DenseTableau
+    caution: float = 1.0
 
     @property
     def stages(self) -> int:
