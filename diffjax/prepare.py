@@ -1,7 +1,7 @@
 """Inside the compiled solve: from the user's arguments to a plan, and from its outcome back."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from .algorithms.accompanied import Accompanied
@@ -24,6 +25,7 @@ from .problems.jump import JumpProblem
 from .problems.parts import Parts, UserFunction, is_array
 from .progress import report
 from .ready import Ready, Times
+from .solution import concrete
 from .stepping.controllers import Controller
 from .stepping.equation import trace_equation
 from .stepping.fixed import FixedGrid, time_on
@@ -58,7 +60,11 @@ class Arguments(eqx.Module):
 
 
 class Options(NamedTuple):
-    """The arguments of `solve` that are static; hashable."""
+    """The arguments of `solve` that are static; hashable.
+
+    - `saves_move`: there may be derivatives with respect to times to save at.
+    - `saves_end`: the last of the solve's own is the end of the span, for certain.
+    """
 
     alg: Algorithm
     adjoint: Any
@@ -68,6 +74,8 @@ class Options(NamedTuple):
     fixed: bool
     initialize: str | None
     save_every: bool
+    saves_move: bool
+    saves_end: bool
     save_idxs: Any
     dense: bool
     estimates: bool
@@ -90,6 +98,21 @@ def held_times(times: Any) -> Any:
     if isinstance(times, int | float):
         return float(times)
     return jnp.asarray(times)
+
+
+def saves_move(saveats: Sequence[Any], prob: Problem) -> bool:
+    """Whether derivatives may be taken with respect to times to save at."""
+    static = not callable(prob.tspan) and all(isinstance(t, float) for t in prob.tspan)
+    given = jtu.tree_leaves(list(saveats))
+    return not static or any(isinstance(x, Tracer) or callable(x) for x in given)
+
+
+def saves_end(saveat: Any, prob: Problem) -> bool:
+    """Whether the last time to save at is the end of the span, for certain."""
+    if saveat is None or saves_move([saveat], prob):
+        return False
+    times = concrete(saveat)
+    return times is not None and (times.ndim == 0 or float(times[-1]) == prob.tspan[1])
 
 
 def resumed(prob: Kind, resume: PyTree) -> Kind:
@@ -258,7 +281,7 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
         fixed_dt=fixed_dt,
         grid=grid,
         every_step=options.save_every or options.dense or options.estimates,
-        ends_on_save=isinstance(arguments.saveat, float),
+        ends_on_save=options.saves_end,
         progress=report if options.progress else None,
         jac_jaxpr=field.jac_jaxpr,
         sparsity=field.sparsity,
@@ -325,10 +348,8 @@ def _prepare(arguments: Arguments, options: Options, axes: frozenset[str]) -> Re
             start = consistent_start(plan, inputs, consistency)
             inputs = start.inputs
     inputs = inputs._replace(past=_past(arguments.resume, plan, inputs, times.direction))
-    spacings = [arguments.saveat, *(saver.saveat for saver in savers)]
-    traced_saves = times.span is None or not all(isinstance(x, float | None) for x in spacings)
     # A stochastic solve has no derivative by its save times.
-    traced_saves = traced_saves and not arguments.problem.stochastic
+    traced_saves = options.saves_move and not arguments.problem.stochastic
     return Ready(
         plan,
         inputs,

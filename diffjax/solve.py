@@ -27,7 +27,7 @@ from .failure import cure, raise_on_failure
 from .jumps.solve import solve_jumps
 from .noise.base import NoiseProcess
 from .noise.random import key_words
-from .prepare import Arguments, Options, held_times, prepare, resumed
+from .prepare import Arguments, Options, held_times, prepare, resumed, saves_end, saves_move
 from .problems.base import Problem, remake
 from .problems.ensemble import EnsembleProblem
 from .problems.jump import JumpProblem, is_pure_jump
@@ -37,6 +37,7 @@ from .solution import ReturnCode, Solution, Stats
 from .stepping.controllers import Controller
 from .stepping.dense import DenseOutput
 from .stepping.layout import Layout
+from .stepping.whole import whole
 
 
 def solve(
@@ -274,6 +275,7 @@ def judge(
     checks.check_saving(saveat, save_idxs, save_fn, prob)
     checks.check_tstops(tstops, prob, fixed)
     callbacks = checks.check_callbacks(callback, max_events, adjoint, default, fixed, prob)
+    savers = [c for c in callbacks if isinstance(c, SavingCallback)]
     if fixed:
         tstops = (*tstops, *checks.known_times(callbacks, prob))
     checks.check_initial_state(prob)
@@ -285,7 +287,7 @@ def judge(
         checks.check_takes_callbacks(adjoint, default)
     if prob.stochastic and fixed and not every_step:
         # Between its steps a path is not known; so they are made to end on the save times.
-        for times in (saveat, *(c.times for c in callbacks if isinstance(c, SavingCallback))):
+        for times in (saveat, *(saver.times for saver in savers)):
             tstops = (*tstops, *stops_at_saves(prob, times, tstops, dt, steps))
 
     arguments = Arguments(
@@ -314,6 +316,8 @@ def judge(
         fixed=fixed,
         initialize=how,
         save_every=every_step,
+        saves_move=saves_move([saveat, *(saver.times for saver in savers)], prob),
+        saves_end=not every_step and saves_end(saveat, prob),
         save_idxs=_hashable(save_idxs),
         dense=dense,
         estimates=estimates,
@@ -327,16 +331,20 @@ def judge(
 @partial(jax.jit, static_argnums=(1, 2, 3))
 def _solve(dynamic: Any, static: Any, structure: Any, options: Options) -> dict[str, Any]:
     """The compiled solve; everything hashable is a static argument, so nothing is traced twice."""
-    leaves = [s if d is None else d for d, s in zip(dynamic, static, strict=True)]
-    arguments: Arguments = jtu.tree_unflatten(structure, leaves)
-    ready = prepare(arguments, options)
-    outcome = options.adjoint.solve(ready.plan, ready.inputs, ready.settings)
-    result = ready.present(
-        outcome,
-        save_every=options.save_every,
-        estimates=options.estimates,
-        dense=options.dense,
-    )
+
+    def solved(dynamic: Any) -> dict[str, Any]:
+        leaves = [s if d is None else d for d, s in zip(dynamic, static, strict=True)]
+        arguments: Arguments = jtu.tree_unflatten(structure, leaves)
+        ready = prepare(arguments, options)
+        outcome = options.adjoint.solve(ready.plan, ready.inputs, ready.settings)
+        return ready.present(
+            outcome,
+            save_every=options.save_every,
+            estimates=options.estimates,
+            dense=options.dense,
+        )
+
+    result = whole(solved, dynamic)
     if options.throw:
         failed = result["retcode"] > ReturnCode.terminated
         result["u"] = eqx.error_if(result["u"], failed, "diffjax.solve did not reach its end.")

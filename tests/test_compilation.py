@@ -122,7 +122,11 @@ def test_the_field_is_traced_once_under_transformations() -> None:
 
 
 def test_a_second_solve_traces_nothing() -> None:
-    """Other values of everything that is a number: the compiled program is used again."""
+    """Other values of everything that is a number: the compiled program is used again.
+
+    Of save times there are two programs: where the last is the end of the span, no step is taken
+    after it.
+    """
     f = Counted()
     prob = dj.ODEProblem(f, U0, (0.0, 1.0), P)
 
@@ -135,8 +139,11 @@ def test_a_second_solve_traces_nothing() -> None:
     solve(p=P * 1.1)
     solve(u0=U0 * 2.0)
     solve(rtol=1e-7, atol=1e-8)
-    solve(saveat=jnp.asarray([0.1, 0.9]))
+    solve(saveat=jnp.asarray([0.1, 1.0]))
     assert f.traces == 1
+    for last in (0.9, 0.8):
+        solve(saveat=jnp.asarray([0.1, last]))
+        assert f.traces == 2
     dj.solve(dj.ODEProblem(f, U0, (0.0, 1.0), P), dj.Tsit5(), saveat=0.5)
     traces = f.traces
     dj.solve(dj.ODEProblem(f, U0 + 1, (0.0, 1.0), P), dj.Tsit5(), saveat=0.5)
@@ -247,6 +254,20 @@ def test_tangents_of_one_trajectory_are_one_native_function() -> None:
         assert jax.jit(function).lower(P).as_text().count("xla_cpu_small_call") == 2
 
 
+@pytest.mark.parametrize("alg", [dj.BS3(), dj.Vern7()], ids=lambda alg: alg.name)
+def test_a_small_solve_is_one_native_function(alg: dj.Algorithm) -> None:
+    """Nothing around the loop is compiled apart, nor does a method whose extension takes further
+    stages fall back to a loop that dispatches every operation."""
+    prob = dj.ODEProblem(lotka_volterra, U0, (0.0, 2.0), P)
+    times = np.array([0.5, 2.0])
+    solved = jax.jit(lambda u0, p: dj.solve(prob, alg, u0=u0, p=p, saveat=times).u)
+    text = solved.lower(U0, P).compile().as_text()
+    entry = text[text.index("\nENTRY") :]
+    assert "xla_cpu_small_call" in entry
+    assert " fusion(" not in entry
+    assert " while(" not in entry
+
+
 def test_extra_stages_only_where_output_needs_them() -> None:
     """Vern9's ten further stages are not in a program that saves the end alone."""
 
@@ -266,9 +287,9 @@ def test_no_host_callback() -> None:
         assert "callback" not in text
 
 
-def run(p: jax.Array, **options: Any) -> dj.Solution:
+def run(p: jax.Array, alg: dj.Algorithm | None = None, **options: Any) -> dj.Solution:
     prob = dj.ODEProblem(lotka_volterra, U0, (0.0, 5.0), p)
-    return dj.solve(prob, dj.Tsit5(), **options)
+    return dj.solve(prob, alg or dj.Tsit5(), **options)
 
 
 def test_events_cost_nothing_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,9 @@ from jaxtyping import Array, PyTree
 # A way out, should a version of XLA ever not compile them: DIFFJAX_NATIVE=0 in the environment.
 NATIVE_ON = os.environ.get("DIFFJAX_NATIVE", "1") != "0"
 
+# What such a function is called, by which those inside of it are known.
+NATIVE_NAME = "native_function"
+
 
 def marked_call(function: Callable[..., list[Array]], ctx: Any, *args: Any) -> list[Any]:
     """Lower a call that XLA's CPU backend compiles as one function, where it can compile it so.
@@ -26,7 +29,11 @@ def marked_call(function: Callable[..., list[Array]], ctx: Any, *args: Any) -> l
     pass a barrier outside: or XLA would copy a constant into the function and leave its argument
     unused. What is given back comes after the function's own results.
     """
-    call = jax.jit(lambda *xs: (function(*xs), xs))
+
+    def native_function(*xs: Array) -> tuple[list[Array], tuple[Array, ...]]:
+        return function(*xs), xs
+
+    call = jax.jit(native_function)
 
     def guarded(*xs: Array) -> list[Array]:
         return jtu.tree_leaves(call(*jax.lax.optimization_barrier(xs)))

@@ -19,7 +19,7 @@ from .plan import Inputs, Plan, Settings
 from .saving import Saver
 from .stepper import Record, Stepper
 from .tape import Snapshots, Tape, new_tape, put
-from .trees import chosen, nan_like
+from .trees import Apart, chosen, nan_like
 
 # How many more attempts a segment may need when it is taken again (see `retape_segment`).
 _SPARE_ATTEMPTS = 8
@@ -163,11 +163,12 @@ class ByStepsDriver:
     def _save_due(
         self, carry: Any, saving: _Saving, record: Record, coefficients: PyTree
     ) -> _Saving:
-        schedule = self._schedule()
+        schedule, apart = self._schedule(), Apart(coefficients)
+        parts = apart.split(coefficients)
 
         def write(saving: _Saving) -> _Saving:
             due = self._due(carry, saving, record)
-            row = self.saver.row(coefficients, record.step, saving.next_save)
+            row = self.saver.row(apart.join(parts), record.step, saving.next_save)
             row = self.saver.after_events(row, carry, saving.next_save)
             pairs = zip(saving.rows, row, strict=True)
             if self.many:

@@ -17,7 +17,7 @@ import jax.tree_util as jtu
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Bool, PyTree
 
-from ..linear.native import NATIVE_ON, marked_call
+from ..linear.native import NATIVE_NAME, NATIVE_ON, marked_call
 from ..varying import mesh_axes
 from .levels import Lanes, Level
 from .program import Program, inner_jaxprs
@@ -31,7 +31,7 @@ _NATIVE_PRIMITIVES = """
     abs add add_any and argmax argmin atan2 broadcast_in_dim cbrt ceil clamp complex concatenate
     conj convert_element_type copy copy_p cos cosh custom_jvp_call custom_linear_solve
     custom_vjp_call custom_vjp_call_jaxpr custom_vmap_call diffjax_linear diffjax_native
-    diffjax_one_or_many
+    diffjax_one_or_many diffjax_whole
     div dynamic_slice dynamic_update_slice eq erf_inv exp exp2 expand_dims expm1 floor ge gt imag
     integer_pow iota is_finite jit le log log1p logistic lt max min mul ne neg not
     optimization_barrier or pad pjit pow real reduce_and reduce_max reduce_min reduce_or
@@ -41,7 +41,7 @@ _NATIVE_PRIMITIVES = """
 """
 _NATIVE = frozenset(_NATIVE_PRIMITIVES.split())
 # A field whose arrays are larger than this is left to XLA's parallel kernels.
-_NATIVE_MAX_SIZE = 256
+NATIVE_MAX_SIZE = 256
 
 
 # For a number of lanes, and whether each argument has one for each: what serves them, or None.
@@ -112,7 +112,7 @@ def is_native(jaxpr: Any, max_size: int | None = None) -> bool:
 
 def is_small(jaxpr: Any) -> bool:
     """Whether a vector field is so small that a step of it is best one native function."""
-    return is_native(jaxpr, _NATIVE_MAX_SIZE)
+    return is_native(jaxpr, NATIVE_MAX_SIZE)
 
 
 class _Tangent:
@@ -167,17 +167,20 @@ def _apply(*args: Array, single: Any, **others: Any) -> list[Array]:
 
 def _lower_cpu(ctx: Any, *args: Any, single: Any, native: bool, **others: Any) -> Any:
     """Lower to one call that XLA compiles as one function, where it can."""
-    if not (NATIVE_ON and native and _at_top(ctx) and is_native(single.closed.jaxpr)):
+    if not (NATIVE_ON and native and at_top(ctx) and is_native(single.closed.jaxpr)):
         return _lower(ctx, *args, single=single, native=native, **others)
 
     out = marked_call(single, ctx, *args)
     return out[: len(single.out_avals)]
 
 
-def _at_top(ctx: Any) -> bool:
-    """Whether the call stands outside all control flow, where XLA may compile loops its own way."""
+def at_top(ctx: Any) -> bool:
+    """Whether the call stands outside of native functions and of all control flow, where XLA may
+    compile loops its own way."""
     names = str(ctx.name_stack)
-    return not any(name in names for name in ("while", "scan", "cond", "branch", "shard_map"))
+    return not any(
+        name in names for name in ("while", "scan", "cond", "branch", "shard_map", NATIVE_NAME)
+    )
 
 
 def _batch(

@@ -23,7 +23,7 @@ from .lanes import any_lane
 from .plan import Inputs, Plan, Settings
 from .stepper import Stepper
 from .tape import Snapshots, Tape
-from .trees import when
+from .trees import Apart, when
 from .watch import EventLog
 
 Loop = TypeVar("Loop", bound=Any)
@@ -104,7 +104,15 @@ def step_while(
 
     Of one trajectory the steps of each kind have a loop of their own (`Algorithm.phases`).
     """
-    phases = [] if many else stepper.phases()
+    if many:
+        apart = Apart(loop)
+        parts = jax.lax.while_loop(
+            lambda parts: pending(apart.join(parts)),
+            lambda parts: apart.split(advance(stepper, apart.join(parts))),
+            apart.split(loop),
+        )
+        return apart.join(parts)
+    phases = stepper.phases()
     if not phases:
         return jax.lax.while_loop(pending, lambda loop: advance(stepper, loop), loop)
 

@@ -26,6 +26,7 @@ from ..varying import mesh_axes, vary_over
 from .by_steps import ByStepsDriver
 from .outcome import Keep
 from .plan import Inputs, Plan, Settings
+from .trees import Apart
 
 # What a step of one trajectory works on: some arrays like the state (stages, the error, the new
 # state and what is made on the way), and as many bytes for times, errors and counters.
@@ -141,13 +142,20 @@ class _Refilled:
 
     def until(self, lanes: _Lanes, most: Int[Array, ""]) -> _Lanes:
         """After steps until no more than so many lanes are active."""
-        advance = self.over_lanes(lambda driver, loop: driver.advance(driver.stepper, loop))
+        shapes = jtu.tree_map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), lanes.loop)
+        apart = Apart(shapes)
 
-        def pending(loop: PyTree) -> Bool[Array, ""]:
-            return jnp.sum(self.active(lanes._replace(loop=loop)), dtype=jnp.int32) > most
+        def advanced(driver: ByStepsDriver, parts: list[PyTree]) -> list[PyTree]:
+            return apart.split(driver.advance(driver.stepper, apart.join(parts)))
 
-        loop = jax.lax.while_loop(pending, lambda loop: advance(lanes.own, loop), lanes.loop)
-        return lanes._replace(loop=loop)
+        def pending(parts: list[PyTree]) -> Bool[Array, ""]:
+            now = lanes._replace(loop=jax.vmap(apart.join)(parts))
+            return jnp.sum(self.active(now), dtype=jnp.int32) > most
+
+        parts = jax.vmap(apart.split)(lanes.loop)
+        advance = self.over_lanes(advanced)
+        parts = jax.lax.while_loop(pending, lambda parts: advance(lanes.own, parts), parts)
+        return lanes._replace(loop=jax.vmap(apart.join)(parts))
 
     def finish(self, lanes: _Lanes) -> list[Array]:
         finish = self.over_lanes(lambda driver, loop: jtu.tree_leaves(driver.finish(loop, None)))

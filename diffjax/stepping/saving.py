@@ -17,7 +17,7 @@ from ..varying import vary_alike
 from .outcome import Outcome, make_stepper, outcome_of, step_to_end, step_while
 from .plan import Inputs, Plan, Settings
 from .stepper import Step, Stepper
-from .trees import chosen, nan_like
+from .trees import chosen, nan_like, when
 from .watch import just_happened
 
 
@@ -100,9 +100,8 @@ def by_saves(plan: Plan, inputs: Inputs, settings: Settings, *, idle: bool) -> O
             return loop
         done = loop.carry.steps
         stale = (loop.dense_at != done) & (done > 0)
-        coefficients = jax.lax.cond(
-            stale, lambda c: saver.dense(c.step), lambda c: c.coefficients, loop
-        )
+        # A loop of one turn and not a branch, which no native function may contain.
+        coefficients = when(stale, lambda _: saver.dense(loop.step), loop.coefficients)
         ndense = loop.ndense + stale.astype(jnp.int32)
         return loop._replace(coefficients=coefficients, dense_at=done, ndense=ndense)
 

@@ -42,6 +42,34 @@ def replaced(values: Sequence[Array], where: Sequence[int], new: Sequence[Array]
     return full
 
 
+# Vectors up to this length are taken apart.
+_SHORT = 8
+
+
+class Apart:
+    """How to take apart what a loop over many lanes carries: short vectors into their elements.
+
+    Under `vmap` a vector of two becomes an array (lanes, 2), among whose rows XLA's CPU backend
+    does not vectorise a choice lane by lane; among the elements of all lanes it does.
+    """
+
+    def __init__(self, like: PyTree) -> None:
+        leaves, self.structure = jtu.tree_flatten(like)
+        self.short = [
+            x.ndim == 1 and 0 < x.size <= _SHORT and jnp.issubdtype(x.dtype, jnp.inexact)
+            for x in leaves
+        ]
+
+    def split(self, tree: PyTree) -> list[PyTree]:
+        """The leaves, of short vectors a tuple of their elements."""
+        pairs = zip(jtu.tree_leaves(tree), self.short, strict=True)
+        return [tuple(x) if short else x for x, short in pairs]
+
+    def join(self, parts: list[PyTree]) -> PyTree:
+        whole = [jnp.stack(x) if isinstance(x, tuple) else x for x in parts]
+        return jtu.tree_unflatten(self.structure, whole)
+
+
 def when(condition: Array, function: Callable[[T], T], x: T) -> T:
     """`function(x)` if the condition holds, `x` if not.
 
