@@ -76,3 +76,21 @@ def test_stochastic_equations_on_a_mesh() -> None:
     np.testing.assert_array_equal(sol.stats.naccept, alone.stats.naccept)
     # Rounding of states of size one, some of which have decayed.
     np.testing.assert_allclose(sol.u, alone.u, rtol=1e-5, atol=1e-7)
+
+
+def test_what_takes_no_steps_of_an_equation_is_not_refilled() -> None:
+    """Many trajectories of a pure jump process, or of a steady state, by an algorithm of theirs."""
+    leaves = dj.ConstantRateJump(lambda u, p, t: p * u[0].astype(p.dtype), lambda u, p, t: u - 1)
+    process = dj.JumpProblem(
+        dj.DiscreteProblem(jnp.asarray([20]), (0.0, 1.0), jnp.ones(())), leaves
+    )
+    steady = dj.SteadyStateProblem(lambda u, p, t: p - u, jnp.zeros(1), jnp.ones(1))
+
+    def states(prob: Any, alg: Any) -> Any:
+        ensemble = dj.EnsembleProblem(prob)
+        return jax.eval_shape(
+            lambda key: dj.solve(ensemble, alg, trajectories=10_000, key=key).u, jax.random.key(0)
+        )
+
+    assert states(process, dj.SSAStepper()).shape == (10_000, 1, 1)
+    assert states(steady, dj.SSRootfind()).shape[0] == 10_000

@@ -21,6 +21,7 @@ from jaxtyping import Array, Int, PyTree
 
 from ..problems.base import remake
 from ..problems.ensemble import EnsembleProblem
+from ..problems.jump import is_pure_jump
 from ..problems.parts import Parts, is_array
 from ..progress import Bar
 from ..solution import ReturnCode, Solution, SolveError, Stats, concrete
@@ -221,6 +222,10 @@ def _most(job: _Job, inputs: _Inputs, count: int) -> tuple[_Trajectory, int, int
         return kept, job.batch_size, job.batch_size
     options, device = inputs.options.value, jax.local_devices()[0]
     most = tile_size(kept, state, options["max_steps"], device)
+    # What takes no steps of a differential equation has no lanes that are filled again.
+    problem = inputs.prob.prob
+    if is_pure_jump(problem) or not problem.evolves:
+        return kept, most, most
     return kept, most, refilled(count, most, kept, options, device)
 
 
