@@ -17,9 +17,9 @@ from .algorithms.rosenbrock_methods import Rodas5P
 from .algorithms.sra import SOSRA
 from .algorithms.sri import SOSRI
 from .algorithms.switch import AutoSwitch
+from .arguments import value_of
 from .linear.reuse import KEPT
 from .noise.base import NoiseProcess
-from .prepare import value_of
 from .problems.base import Problem
 from .problems.ensemble import EnsembleProblem
 from .problems.jump import is_pure_jump

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .arguments import Arguments, Options
 from .linear.coordinates import Coordinates
 from .linear.reuse import KEPT
-from .prepare import Arguments, Options, prepare
+from .prepare import prepare
 from .solution import ReturnCode, Solution, SolveError, concrete
 from .stepping.initialization import inconsistency
 

@@ -19,6 +19,7 @@ from .adjoints.discrete import DiscreteAdjoint
 from .adjoints.steady_state import SteadyStateAdjoint
 from .algorithms.accompanied import Accompanied, Marks
 from .algorithms.base import Algorithm
+from .arguments import Arguments, Options, held_times, resumed, saves_end, saves_move
 from .defaults import default_algorithm, default_controller, default_max_steps
 from .ensembles.run import solve_ensemble
 from .events.callbacks import Callback
@@ -27,7 +28,7 @@ from .failure import cure, raise_on_failure
 from .jumps.solve import solve_jumps
 from .noise.base import NoiseProcess
 from .noise.random import key_words
-from .prepare import Arguments, Options, held_times, prepare, resumed, saves_end, saves_move
+from .prepare import prepare
 from .problems.base import Problem, remake
 from .problems.ensemble import EnsembleProblem
 from .problems.jump import JumpProblem, is_pure_jump

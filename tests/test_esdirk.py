@@ -243,6 +243,18 @@ def test_gradient_of_robertson(adjoint: Any) -> None:
     check_robertson(states, adjoint)
 
 
+def test_steps_of_loose_tolerances_are_taken_again() -> None:
+    """Their iterations may stop before it shows that the matrix of the step's start diverges, as
+    rounding would ask for: then the sensitivity of what Robertson's reactions conserve was NaN."""
+
+    def mass(u0: jax.Array) -> jax.Array:
+        prob = dj.ODEProblem(robertson, u0, ROBER.tspan, ROBER.p)
+        return jnp.sum(dj.solve(prob, dj.Kvaerno5(), rtol=1e-4, atol=1e-12).u_end)
+
+    gradient = jax.grad(mass)(jnp.asarray(ROBER.u0))
+    np.testing.assert_allclose(gradient, 1.0, rtol=0, atol=1e-6)
+
+
 def loss(name: str, inputs: tuple) -> jax.Array:
     """A solve whose every argument matters: state, parameters, mass matrix, Jacobian, times."""
     u0, p, mass, end = inputs

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ..linear.coordinates import Coordinates
 from ..linear.dense import Matrix, factorize, row_sum_norm
 from ..linear.krylov import GMRES
-from ..linear.newton import newton, trusted
+from ..linear.newton import NewtonResult, newton, newton_to_rounding, trusted
 from ..linear.reuse import Matrices, are_kept, renewed, settled
 from .base import Field, Memory, Norm, State, StepResult, TableauMethod
 from .implicit import VectorField, derivative
@@ -235,6 +235,7 @@ class _StageSolver:
         coordinates = self.view.coordinates
         self.start = coordinates.flatten(u)
         self.scale = 1 / (self.tableau.gamma * h)
+        self.to_rounding = norm is None
         self.stop, self.size = stopping(self.view, u, self.start, norm)
 
     def solve(self, cache: _Cache) -> _Solved:
@@ -278,27 +279,50 @@ class _StageSolver:
 
     def attempt(self, cache: _Cache, solve: Callable[[Vector], Vector]) -> _Attempt:
         tableau, gamma, view, h = self.tableau, self.tableau.gamma, self.view, self.h
+        values = {0.0: self.start}
         known = [] if cache.slope is None else [h * cache.slope]
         first = len(known)
         converged, measured = jnp.ones((), bool), jnp.zeros((), bool)
         rate, iterations = trusted(cache.rate), jnp.zeros((), jnp.int32)
         for a, c, predictor in _implicit_stages(tableau):
-            base = _plus(self.start, a, known)
-            residual = stage_residual(view, gamma, self.t + (c * h).astype(self.t.dtype), h, base)
-            result = newton(
-                residual,
-                lambda r: solve(r) / gamma,
-                lambda update, z, base=base: self.size(gamma * update, base + gamma * z),
-                _plus(jnp.zeros_like(base), predictor, known),
-                rate,
-                self.stop,
-            )
+            at, base = self.t + (c * h).astype(self.t.dtype), _plus(self.start, a, known)
+            if self.to_rounding:
+                near = min(values, key=lambda node: abs(node - c))
+                result = self._to_rounding(at, base, values[near], solve)
+                values[c] = base + gamma * result.x
+            else:
+                result = newton(
+                    stage_residual(view, gamma, at, h, base),
+                    lambda r: solve(r) / gamma,
+                    lambda update, z, base=base: self.size(gamma * update, base + gamma * z),
+                    _plus(jnp.zeros_like(base), predictor, known),
+                    rate,
+                    self.stop,
+                )
             known = [*known, result.x]
             converged = converged & result.converged
             rate = jnp.where(measured, jnp.maximum(rate, result.rate), result.rate)
             measured = measured | (result.iterations > 1)
             iterations = iterations + result.iterations
         return _Attempt(known[first:], converged, rate, iterations)
+
+    def _to_rounding(
+        self, t: Array, base: Vector, near: Vector, solve: Callable[[Vector], Vector]
+    ) -> NewtonResult:
+        """A stage to rounding, from a state that is near its own.
+
+        A predictor would not do: what is handed on of derivatives is lost when a step is taken
+        again, and that of a rounded state has large stiff components.
+        """
+        gamma, view = self.tableau.gamma, self.view
+
+        def at(z: Vector) -> Callable[[Vector], Vector]:
+            _, jacobian = view.value_and_jacobian(t, base + gamma * z)
+            solve = factorize(view.shifted(self.scale, jacobian))
+            return lambda r: solve(r) / gamma
+
+        residual = stage_residual(view, gamma, t, self.h, base)
+        return newton_to_rounding(residual, at, lambda r: solve(r) / gamma, (near - base) / gamma)
 
 
 def _work(done: _Attempt, njac: Array, nfactor: Array) -> Work:

@@ -110,7 +110,13 @@ class VirtualBrownianTree(NoiseProcess):
 
     def kept(self) -> "VirtualBrownianTree":
         """Without its table, which follows from the key."""
-        return eqx.tree_at(lambda tree: tree.table, self, None, is_leaf=lambda x: x is None)
+        return self._with(None)
+
+    def filled(self) -> "VirtualBrownianTree":
+        return self._with(_table(self.key, self.count, self.low.dtype))
+
+    def _with(self, table: _Piece | None) -> "VirtualBrownianTree":
+        return eqx.tree_at(lambda tree: tree.table, self, table, is_leaf=lambda x: x is None)
 
     @property
     def dim(self) -> int:
