@@ -87,9 +87,10 @@ def solve(
         (`dj.AutoSwitch`); beyond 50 unknowns to `KenCarp4`; beyond 200 not at all without a
         `jac_sparsity`, nor with an adjoint whose steps restart often (the continuous and the
         reversible). With a mass matrix `Rodas5P`; for a `DAEProblem` `DFBDF`; for a steady state
-        `SSRootfind`, and should that fail `DynamicSS`. For a stochastic problem `SOSRI` (diagonal
-        or scalar noise, Ito), `SOSRA` (additive), `LambaEM` (any other Ito noise) or
-        `LambaEulerHeun` (Stratonovich). For a pure jump process `SSAStepper`.
+        `SSRootfind`, and should that fail `DynamicSS`. For a stochastic problem `SOSRA` (additive
+        noise), `SOSRI` (diagonal or scalar; `RKMil` if Stratonovich), `RKMilCommute` (commutative)
+        or `RKMilGeneral` (general; with correlated noises, or a `path` that gives no areas,
+        `LambaEM`, `LambaEulerHeun` if Stratonovich). For a pure jump process `SSAStepper`.
     - `saveat`: which times to save: a number (a spacing, for a span of Python numbers; both ends
         are saved), an array of times sorted in the direction of the solve, a function
         `(t0, t1) -> times`, `"steps"` (every accepted step, padded; `sol.n` rows are filled) or
@@ -252,7 +253,8 @@ def judge(
     checks.check_adjoint(adjoint, prob, default)
     if alg is None:
         checks.check_initial_state(prob)
-        alg = default_algorithm(prob, rtol, restarts=adjoint.restarts)
+        given = path if isinstance(path, NoiseProcess) else None
+        alg = default_algorithm(prob, rtol, restarts=adjoint.restarts, path=given)
     alg = adjoint.algorithm(alg)
     checks.check_evolves(
         prob,
