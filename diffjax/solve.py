@@ -100,7 +100,10 @@ def solve(
     - `dense`: keep what `sol(t)` needs.
     - `estimates`: give the error and stiffness estimates of the steps, differentiable, as
         `sol.estimates`; `max_steps` rows are computed.
-    - `rtol`, `atol`: relative and absolute tolerance of a step, numbers or pytrees like `u0`.
+    - `rtol`, `atol`: relative and absolute tolerance of a step, numbers or pytrees like `u0`. Along
+        a path the errors of its steps add up like a random walk, of the law (`dj.DRI1`) as they
+        are. A method of strong order 1/2 (`dj.LambaEM` and kin) needs an `atol` of the size below
+        which values do not matter: at the default its steps near zero are too short to end.
     - `dt`: the first step, or the size of fixed steps; `steps`: the number of fixed steps.
     - `adaptive`: False for fixed steps of size `dt`. A method without an error estimate always
         takes fixed steps.
