@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 def normals_for_area(dim: int, terms: int) -> int:
     """How many normal numbers the areas of a step take."""
-    return 2 * terms * dim + dim + dim * (dim - 1) // 2
+    return 2 * terms * dim + dim + dim * dim
 
 
 def levy_area(
@@ -51,6 +51,5 @@ def levy_area(
     # The regression of x_r on v, whose variance is pi^2/3.
     x = x + math.sqrt(2.0) / (math.pi**2 / 3) * weights * (v - drawn)[None, :]
     half = jnp.sum((weights * x)[:, :, None] * y[:, None, :], axis=0) + v[:, None] * w[None, :]
-    above = np.triu_indices(dim, 1)
-    half = half.at[above].add(tail * rest[dim:])
+    half = half + tail / math.sqrt(2.0) * rest[dim:].reshape(dim, dim)
     return dt / (2 * math.pi) * (half - half.T)

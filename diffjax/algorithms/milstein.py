@@ -158,7 +158,7 @@ class RKMilGeneral(RKMilCommute):
 
     **Arguments:** `terms`: how many terms of their Fourier series the areas of Levy are made of.
     For order 1 they should be some dt**(-1/2). A step takes 2*terms + 1 normal numbers for each
-    noise, and one for each pair. The noises must be independent.
+    noise, and one for each ordered pair. The noises must be independent.
 
     The areas have their law given the increments of the path and its integrals over the steps, and
     are otherwise drawn, by the key and the time at which a step starts. Refused steps do not
