@@ -24,7 +24,7 @@ from ..linear.newton import NewtonResult, newton, newton_to_rounding, trusted
 from ..linear.reuse import Matrices, are_kept, renewed, settled
 from .base import Field, Memory, Norm, State, StepResult, TableauMethod
 from .implicit import VectorField, derivative
-from .implicit_stage import stage_residual, stage_with_derivative, stopping
+from .implicit_stage import output_stages, stage_residual, stage_with_derivative, stopping
 from .iterating import SLOW, Work, error_or_failed
 from .stages import combine, evaluate_extension, scaled
 from .tableaus.esdirk import ESDIRKTableau
@@ -105,6 +105,14 @@ class ESDIRK(TableauMethod):
     @property
     def init_counts(self) -> dict[str, int]:
         return {"nf": 1} if self.tableau.explicit_first else {}
+
+    @property
+    def dense_counts(self) -> dict[str, int]:
+        """Of implicit stages one iteration each; they take some five."""
+        counts = super().dense_counts
+        if self.tableau.dense.gamma_extra:
+            return dict.fromkeys(("nf", "njac", "nfactor", "nsolve"), counts["nf"])
+        return counts
 
     def init(self, field: Field, t: Array, u: State) -> Memory:
         coordinates = Coordinates(u)
@@ -201,10 +209,14 @@ class ESDIRK(TableauMethod):
         extension, coordinates = self.tableau.dense, Coordinates(u)
         start = coordinates.flatten(u)
         h, known = dt.astype(start.dtype), list(stages)
-        for a, c in zip(extension.a_extra, extension.c_extra, strict=True):
-            at = coordinates.unflatten(_plus(start, a, known))
-            slope = derivative(field, t + c * dt, at, self.linear_solver)
-            known.append(h * coordinates.flatten(slope))
+        if extension.gamma_extra:
+            end, solver = _plus(start, self.tableau.b, known), self.linear_solver
+            known += output_stages(field, t, h, u, end, known, extension, solver)
+        else:
+            for a, c in zip(extension.a_extra, extension.c_extra, strict=True):
+                at = coordinates.unflatten(_plus(start, a, known))
+                slope = derivative(field, t + c * dt, at, self.linear_solver)
+                known.append(h * coordinates.flatten(slope))
         columns = zip(*extension.weights, strict=True)
         sums = [_plus(jnp.zeros_like(start), column, known) for column in columns]
         return (u, *map(coordinates.unflatten, sums))
@@ -322,7 +334,7 @@ class _StageSolver:
             return lambda r: solve(r) / gamma
 
         residual = stage_residual(view, gamma, t, self.h, base)
-        return newton_to_rounding(residual, at, lambda r: solve(r) / gamma, (near - base) / gamma)
+        return newton_to_rounding(residual, at, (near - base) / gamma, lambda r: solve(r) / gamma)
 
 
 def _work(done: _Attempt, njac: Array, nfactor: Array) -> Work:

@@ -159,8 +159,8 @@ def newton(
 def newton_to_rounding(
     residual: Callable[[Vector], Vector],
     solver: Callable[[Vector], Callable[[Vector], Vector]],
-    at_hand: Callable[[Vector], Vector],
     start: Vector,
+    at_hand: Callable[[Vector], Vector] | None = None,
 ) -> NewtonResult:
     """Solve `residual(x) = 0` to rounding, with a new matrix wherever one is too slow.
 
@@ -169,7 +169,7 @@ def newton_to_rounding(
     **Arguments:**
 
     - `solver`: of x, what `solve` is to `newton`, with the Jacobian at x.
-    - `at_hand`: the same with a Jacobian from elsewhere, for the first iterations.
+    - `at_hand`: if given, the same with a Jacobian from elsewhere, for the first iterations.
     """
     one = jnp.ones((), start.dtype)
     stop = Stop.at_rounding(start.dtype)._replace(slowest=SLOWEST_TO_ROUNDING)
@@ -187,8 +187,12 @@ def newton_to_rounding(
         done, matrices = state
         return ~done.converged & (matrices < MOST_MATRICES)
 
-    first = attempt(at_hand, start)
     none = varying_like(jnp.sum(start), jnp.zeros((), jnp.int32))
+    if at_hand is not None:
+        first = attempt(at_hand, start)
+    else:
+        no = varying_like(jnp.sum(start), jnp.zeros((), bool))
+        first = NewtonResult(start, no, varying_like(jnp.sum(start), one), none)
     return jax.lax.while_loop(unsolved, again, (first, none))[0]
 
 
