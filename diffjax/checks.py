@@ -135,7 +135,13 @@ def check_noise(
         )
     if need.extra and not path.has_extra:
         raise ValueError(
-            f"alg={alg.name} needs random numbers beside the path; give key= instead of path=."
+            f"alg={alg.name} needs random numbers beside the path; give key= instead of path=, or "
+            "dj.noise.VirtualBrownianTree."
+        )
+    if alg.needs_independent_noises and path.covariance is not None:
+        raise ValueError(
+            f"alg={alg.name} takes independent noises only, which path={type(path).__name__} does "
+            "not give; leave it out and let g return its matrix times the factor."
         )
 
 

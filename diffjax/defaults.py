@@ -12,12 +12,14 @@ from .algorithms.dae_methods import DFBDF
 from .algorithms.esdirk_methods import KenCarp4
 from .algorithms.euler_maruyama import LambaEM, LambaEulerHeun
 from .algorithms.explicit_methods import Tsit5, Vern7
+from .algorithms.milstein import RKMil, RKMilCommute, RKMilGeneral
 from .algorithms.rosenbrock_methods import Rodas5P
 from .algorithms.sra import SOSRA
 from .algorithms.sri import SOSRI
 from .algorithms.switch import AutoSwitch
+from .arguments import value_of
 from .linear.reuse import KEPT
-from .prepare import value_of
+from .noise.base import NoiseProcess
 from .problems.base import Problem
 from .problems.ensemble import EnsembleProblem
 from .problems.jump import is_pure_jump
@@ -35,15 +37,17 @@ _DENSE = KEPT
 _MAX_STEPS, _MAX_JUMPS = 4096, 10_000_000
 
 
-def default_algorithm(prob: Problem, rtol: PyTree, *, restarts: bool) -> Algorithm:
-    """The algorithm for a problem.
+def default_algorithm(
+    prob: Problem, rtol: PyTree, *, restarts: bool, path: NoiseProcess | None = None
+) -> Algorithm:
+    """The algorithm for a problem; `path` is what the user gives to drive a stochastic one.
 
     Where steps restart often (`restarts`), too often for votes on stiffness, an explicit method.
     """
     if not prob.evolves:
         return RootfindOrDynamicSS()
     if prob.stochastic:
-        return _default_stochastic(prob)
+        return _default_stochastic(prob, path)
     if "F" in prob.arguments():
         return DFBDF()
     if prob.arguments().get("mass_matrix") is not None:
@@ -78,13 +82,22 @@ def default_controller(prob: Problem) -> PIDController:
     return PIController(0.7, -0.4, max_factor=9 / 8, first_max_factor=9 / 8)
 
 
-def _default_stochastic(prob: Problem) -> Algorithm:
+def _default_stochastic(prob: Problem, path: NoiseProcess | None) -> Algorithm:
+    """A method of strong order 1 or 3/2: its steps leave out less than the state moves by, so that
+    a relative tolerance can be met where an element passes zero. Methods of order 1/2 would take
+    steps of the square of the tolerance there."""
     given = prob.arguments()
+    ito = given["interpretation"] == "ito"
     if given["noise"] == "additive":
         return SOSRA()
-    if given["interpretation"] == "stratonovich":
-        return LambaEulerHeun()
-    return SOSRI() if given["noise"] in ("diagonal", "scalar") else LambaEM()
+    if given["noise"] in ("diagonal", "scalar"):
+        return SOSRI() if ito else RKMil()
+    if given["noise"] == "commutative":
+        return RKMilCommute()
+    known = path is None or (path.has_area and path.has_extra and path.covariance is None)
+    if known and given["correlation"] is None:
+        return RKMilGeneral()
+    return LambaEM() if ito else LambaEulerHeun()
 
 
 def _unknowns(prob: Problem) -> int:

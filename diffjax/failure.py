@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .arguments import Arguments, Options
 from .linear.coordinates import Coordinates
 from .linear.reuse import KEPT
-from .prepare import Arguments, Options, prepare
+from .prepare import prepare
 from .solution import ReturnCode, Solution, SolveError, concrete
 from .stepping.initialization import inconsistency
 
@@ -32,6 +33,11 @@ _CURE_OF_EVENT = (
     "after an event no state there satisfies the algebraic equations with the differential "
     'variables as they are (under initialize="check", the state itself does not): let the affect '
     'change what must change; initialize="collocation" may move all variables'
+)
+_CURE_OF_SHORT_STEPS = (
+    "the steps of this method, of strong order 1/2, are as short as the square of the relative "
+    "tolerance where an element is near zero: give atol=, the size below which values do not "
+    "matter, or take a method of order 1, as solve does by default"
 )
 # The share of its stability interval at which an explicit method counts as held back by it
 # (Hairer, Wanner, Solving ODEs II, section IV.2).
@@ -75,6 +81,9 @@ def cure(sol: Solution, arguments: Arguments, options: Options, code: ReturnCode
             "the problem looks stiff there: stability, not accuracy, holds the steps of this "
             f"explicit method back; use an implicit method such as {method}"
         )
+    short = code in (ReturnCode.max_steps, ReturnCode.dt_underflow)
+    if short and arguments.problem.stochastic and options.alg.order < 1:
+        return _CURE_OF_SHORT_STEPS
     if code == ReturnCode.initial_failed and _after_an_event(sol):
         return _CURE_OF_EVENT
     if code == ReturnCode.initial_failed and options.initialize == "check":

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .algorithms.base import Algorithm
-from .prepare import Options, Ready, prepare
+from .arguments import Options
+from .prepare import prepare
 from .problems.base import Problem
 from .problems.parts import Parts, is_array
+from .ready import Ready
 from .solve import judge
 from .stepping.outcome import make_stepper
 from .stepping.stepper import Stepper

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .checks import SPAN_SLACK, known_ends
-from .prepare import spaced
 from .problems.base import Problem
 from .solution import concrete
+from .times import spaced
 
 
 def stops_at_saves(

@@ -18,7 +18,7 @@ from .adjoints.discrete import DiscreteAdjoint
 from .adjoints.forward import ForwardMode
 from .adjoints.gauss import GaussAdjoint
 from .algorithms.base import Algorithm
-from .prepare import value_of
+from .arguments import value_of
 from .problems import ODEProblem, Problem, remake
 from .problems.base import tree_of_arrays
 from .solution import ReturnCode, Solution

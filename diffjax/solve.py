@@ -19,6 +19,7 @@ from .adjoints.discrete import DiscreteAdjoint
 from .adjoints.steady_state import SteadyStateAdjoint
 from .algorithms.accompanied import Accompanied, Marks
 from .algorithms.base import Algorithm
+from .arguments import Arguments, Options, held_times, resumed, saves_end, saves_move
 from .defaults import default_algorithm, default_controller, default_max_steps
 from .ensembles.run import solve_ensemble
 from .events.callbacks import Callback
@@ -27,7 +28,7 @@ from .failure import cure, raise_on_failure
 from .jumps.solve import solve_jumps
 from .noise.base import NoiseProcess
 from .noise.random import key_words
-from .prepare import Arguments, Options, held_times, prepare, resumed, saves_end, saves_move
+from .prepare import prepare
 from .problems.base import Problem, remake
 from .problems.ensemble import EnsembleProblem
 from .problems.jump import JumpProblem, is_pure_jump
@@ -86,9 +87,10 @@ def solve(
         (`dj.AutoSwitch`); beyond 50 unknowns to `KenCarp4`; beyond 200 not at all without a
         `jac_sparsity`, nor with an adjoint whose steps restart often (the continuous and the
         reversible). With a mass matrix `Rodas5P`; for a `DAEProblem` `DFBDF`; for a steady state
-        `SSRootfind`, and should that fail `DynamicSS`. For a stochastic problem `SOSRI` (diagonal
-        or scalar noise, Ito), `SOSRA` (additive), `LambaEM` (any other Ito noise) or
-        `LambaEulerHeun` (Stratonovich). For a pure jump process `SSAStepper`.
+        `SSRootfind`, and should that fail `DynamicSS`. For a stochastic problem `SOSRA` (additive
+        noise), `SOSRI` (diagonal or scalar; `RKMil` if Stratonovich), `RKMilCommute` (commutative)
+        or `RKMilGeneral` (general; with correlated noises, or a `path` that gives no areas,
+        `LambaEM`, `LambaEulerHeun` if Stratonovich). For a pure jump process `SSAStepper`.
     - `saveat`: which times to save: a number (a spacing, for a span of Python numbers; both ends
         are saved), an array of times sorted in the direction of the solve, a function
         `(t0, t1) -> times`, `"steps"` (every accepted step, padded; `sol.n` rows are filled) or
@@ -98,7 +100,10 @@ def solve(
     - `dense`: keep what `sol(t)` needs.
     - `estimates`: give the error and stiffness estimates of the steps, differentiable, as
         `sol.estimates`; `max_steps` rows are computed.
-    - `rtol`, `atol`: relative and absolute tolerance of a step, numbers or pytrees like `u0`.
+    - `rtol`, `atol`: relative and absolute tolerance of a step, numbers or pytrees like `u0`. Along
+        a path the errors of its steps add up like a random walk, of the law (`dj.DRI1`) as they
+        are. A method of strong order 1/2 (`dj.LambaEM` and kin) needs an `atol` of the size below
+        which values do not matter: at the default its steps near zero are too short to end.
     - `dt`: the first step, or the size of fixed steps; `steps`: the number of fixed steps.
     - `adaptive`: False for fixed steps of size `dt`. A method without an error estimate always
         takes fixed steps.
@@ -251,7 +256,8 @@ def judge(
     checks.check_adjoint(adjoint, prob, default)
     if alg is None:
         checks.check_initial_state(prob)
-        alg = default_algorithm(prob, rtol, restarts=adjoint.restarts)
+        given = path if isinstance(path, NoiseProcess) else None
+        alg = default_algorithm(prob, rtol, restarts=adjoint.restarts, path=given)
     alg = adjoint.algorithm(alg)
     checks.check_evolves(
         prob,

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
+from .arguments import value_of
 from .linear.coordinates import Coordinates
 from .linear.detection import detected
 from .linear.sparsity import full_band
-from .prepare import value_of
 from .problems.base import tree_of_arrays
 from .problems.dae import DAEProblem
 from .problems.ode import ODEProblem

@@ -86,10 +86,10 @@ ESDIRK_METHODS = [
     Method(dj.KenCarp3, 3, 3, 3, True, 0, True, _THIRD, _SHORT, False),
     Method(dj.Kvaerno4, 4, 3, 4, True, 0, True, _THIRD, _SHORT, False),
     Method(dj.KenCarp4, 4, 3, 5, True, 0, True, _THIRD, _SHORT, False),
-    Method(dj.KenCarp47, 4, 4, 6, True, 0, True, _THIRD, _SHORT, False),
-    Method(dj.Kvaerno5, 5, 4, 6, True, 0, True, _FIFTH, _MIDDLE, False),
-    Method(dj.KenCarp5, 5, 4, 7, True, 0, True, _FIFTH, _MIDDLE, False),
-    Method(dj.KenCarp58, 5, 4, 7, True, 0, True, _FIFTH, _MIDDLE, False),
+    Method(dj.KenCarp47, 4, 4, 6, True, 1, True, _THIRD, _SHORT, False),
+    Method(dj.Kvaerno5, 5, 4, 6, True, 2, True, _FIFTH, _MIDDLE, False),
+    Method(dj.KenCarp5, 5, 4, 7, True, 2, True, _FIFTH, _MIDDLE, False),
+    Method(dj.KenCarp58, 5, 4, 7, True, 2, True, _FIFTH, _MIDDLE, False),
 ]
 
 # Multistep methods: `order` and `dense_order` are the highest. What one step or fixed steps come to

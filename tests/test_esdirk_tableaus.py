@@ -42,6 +42,16 @@ def matrix(tableau: ESDIRKTableau) -> np.ndarray:
     return a
 
 
+def extended(tableau: ESDIRKTableau) -> np.ndarray:
+    """With the extra stages of the extension."""
+    s, extra = tableau.stages, tableau.dense.a_extra
+    full = np.diag([0.0] * s + [tableau.dense.gamma_extra] * len(extra))
+    full[:s, :s] = matrix(tableau)
+    for i, row in enumerate(extra):
+        full[s + i, : len(row)] = row
+    return full
+
+
 def elementary(a: np.ndarray, tree: Tree) -> np.ndarray:
     value = np.ones(len(a))
     for child in tree:
@@ -97,13 +107,9 @@ def test_error_order(tableau: ESDIRKTableau) -> None:
 
 @TABLEAUS
 def test_dense_order(tableau: ESDIRKTableau) -> None:
-    a, weights = matrix(tableau), np.array(tableau.dense.weights)
+    weights = np.array(tableau.dense.weights)
     order, s = tableau.dense.order, tableau.stages
-    # Extra stages are explicit, and see the method's.
-    full = np.zeros((len(weights), len(weights)))
-    full[:s, :s] = a
-    for i, row in enumerate(tableau.dense.a_extra):
-        full[s + i, : len(row)] = row
+    full = extended(tableau)
     for theta in (0.1, 0.25, 0.5, 0.7, 0.9):
         basis = theta * chebvander(2 * theta - 1, weights.shape[1] - 1)[0]
         for p in range(1, order + 1):
@@ -117,8 +123,8 @@ def test_dense_order(tableau: ESDIRKTableau) -> None:
 @EMBEDDED
 def test_dense_is_bounded_for_stiff_components(tableau: ESDIRKTableau) -> None:
     """At every theta R(z) goes on to a limit: Hermite interpolation would grow with z."""
-    a, weights = matrix(tableau), np.array(tableau.dense.weights)
-    ones = np.ones(tableau.stages)
+    a, weights = extended(tableau), np.array(tableau.dense.weights)
+    ones = np.ones(len(a))
     for theta in (0.1, 0.5, 0.9):
         b = weights @ (theta * chebvander(2 * theta - 1, weights.shape[1] - 1)[0])
         for z in (-1e4, -1e8):

@@ -148,22 +148,11 @@ def hires_between() -> tuple[np.ndarray, np.ndarray]:
     return times, hires_by_lsoda(times)
 
 
-# Kvaerno5 has stages too few for an extension of order 4 that is bounded, and exact for cubics, in
-# the stiff limit: two of them lie at the end. Its steps are held to a third of the tolerance, which
-# makes their own error smaller by more than that between them.
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "most"),
-    [
-        ("Rodas5P", 3),
-        ("Rodas4", 3),
-        ("KenCarp4", 3),
-        ("Kvaerno5", 23),
-        ("RadauIIA5", 3),
-        ("FBDF", 3),
-    ],
+    "method", ["Rodas5P", "Rodas4", "KenCarp4", "KenCarp58", "Kvaerno5", "RadauIIA5", "FBDF"]
 )
-def test_saves_are_as_accurate_as_steps(method: str, most: float) -> None:
+def test_saves_are_as_accurate_as_steps(method: str) -> None:
     """The error at 1,001 points over that at the steps, in units of the tolerance."""
     times, states = hires_between()
     tol = 1e-6
@@ -176,4 +165,4 @@ def test_saves_are_as_accurate_as_steps(method: str, most: float) -> None:
     sol = solve(HIRES, method, tol, tspan=(0.0, 300.0), **options)
     n = int(sol.n)
     at_steps = miss(sol.u[:n], hires_by_lsoda(np.asarray(sol.t[:n])))
-    assert miss(sol(jnp.asarray(times)), states) <= most * at_steps
+    assert miss(sol(jnp.asarray(times)), states) <= 3 * at_steps

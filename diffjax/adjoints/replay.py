@@ -29,7 +29,7 @@ from ..stepping.outcome import Keep
 from ..stepping.plan import Inputs, Plan, Settings
 from ..stepping.stepper import ON_ALARM
 from ..stepping.tape import Snapshots, Tape
-from ..stepping.trees import chosen, replaced, where
+from ..stepping.trees import chosen, replaced, when, where
 
 Carry = TypeVar("Carry")
 
@@ -365,7 +365,9 @@ class Replay:
         # What saves need may cost evaluations, which a step without one should not pay.
         if not self.plan.alg.dense_counts:
             return step(carry, True)
-        return jax.lax.cond(any_of(due()), lambda c: step(c, True), lambda c: step(c, False), carry)
+        saves = any_of(due())
+        carry = when(saves, lambda c: step(c, True), carry)
+        return when(~saves, lambda c: step(c, False), carry)
 
     def segments(self, record: Tape | Snapshots) -> Array:
         return jnp.ones((), jnp.int32) if isinstance(record, Tape) else record.used

@@ -20,11 +20,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ..linear.coordinates import Coordinates
 from ..linear.dense import Matrix, factorize, row_sum_norm
 from ..linear.krylov import GMRES, check_linear_solver
-from ..linear.newton import newton, trusted
+from ..linear.newton import NewtonResult, newton, newton_to_rounding, trusted
 from ..linear.reuse import Matrices, are_kept, renewed, settled
 from .base import Field, Memory, Norm, State, StepResult, TableauMethod
 from .implicit import VectorField, derivative
-from .implicit_stage import stage_residual, stage_with_derivative, stopping
+from .implicit_stage import output_stages, stage_residual, stage_with_derivative, stopping
 from .iterating import SLOW, Work, error_or_failed
 from .stages import combine, evaluate_extension, scaled
 from .tableaus.esdirk import ESDIRKTableau
@@ -103,6 +103,14 @@ class ESDIRK(TableauMethod):
     @property
     def init_counts(self) -> dict[str, int]:
         return {"nf": 1} if self.tableau.explicit_first else {}
+
+    @property
+    def dense_counts(self) -> dict[str, int]:
+        """Of implicit stages one iteration each; they take some five."""
+        counts = super().dense_counts
+        if self.tableau.dense.gamma_extra:
+            return dict.fromkeys(("nf", "njac", "nfactor", "nsolve"), counts["nf"])
+        return counts
 
     def init(self, field: Field, t: Array, u: State) -> Memory:
         coordinates = Coordinates(u)
@@ -199,10 +207,14 @@ class ESDIRK(TableauMethod):
         extension, coordinates = self.tableau.dense, Coordinates(u)
         start = coordinates.flatten(u)
         h, known = dt.astype(start.dtype), list(stages)
-        for a, c in zip(extension.a_extra, extension.c_extra, strict=True):
-            at = coordinates.unflatten(_plus(start, a, known))
-            slope = derivative(field, t + c * dt, at, self.linear_solver)
-            known.append(h * coordinates.flatten(slope))
+        if extension.gamma_extra:
+            end, solver = _plus(start, self.tableau.b, known), self.linear_solver
+            known += output_stages(field, t, h, u, end, known, extension, solver)
+        else:
+            for a, c in zip(extension.a_extra, extension.c_extra, strict=True):
+                at = coordinates.unflatten(_plus(start, a, known))
+                slope = derivative(field, t + c * dt, at, self.linear_solver)
+                known.append(h * coordinates.flatten(slope))
         columns = zip(*extension.weights, strict=True)
         sums = [_plus(jnp.zeros_like(start), column, known) for column in columns]
         return (u, *map(coordinates.unflatten, sums))
@@ -233,6 +245,7 @@ class _StageSolver:
         coordinates = self.view.coordinates
         self.start = coordinates.flatten(u)
         self.scale = 1 / (self.tableau.gamma * h)
+        self.to_rounding = norm is None
         self.stop, self.size = stopping(self.view, u, self.start, norm)
 
     def solve(self, cache: _Cache) -> _Solved:
@@ -276,27 +289,50 @@ class _StageSolver:
 
     def attempt(self, cache: _Cache, solve: Callable[[Vector], Vector]) -> _Attempt:
         tableau, gamma, view, h = self.tableau, self.tableau.gamma, self.view, self.h
+        values = {0.0: self.start}
         known = [] if cache.slope is None else [h * cache.slope]
         first = len(known)
         converged, measured = jnp.ones((), bool), jnp.zeros((), bool)
         rate, iterations = trusted(cache.rate), jnp.zeros((), jnp.int32)
         for a, c, predictor in _implicit_stages(tableau):
-            base = _plus(self.start, a, known)
-            residual = stage_residual(view, gamma, self.t + (c * h).astype(self.t.dtype), h, base)
-            result = newton(
-                residual,
-                lambda r: solve(r) / gamma,
-                lambda update, z, base=base: self.size(gamma * update, base + gamma * z),
-                _plus(jnp.zeros_like(base), predictor, known),
-                rate,
-                self.stop,
-            )
+            at, base = self.t + (c * h).astype(self.t.dtype), _plus(self.start, a, known)
+            if self.to_rounding:
+                near = min(values, key=lambda node: abs(node - c))
+                result = self._to_rounding(at, base, values[near], solve)
+                values[c] = base + gamma * result.x
+            else:
+                result = newton(
+                    stage_residual(view, gamma, at, h, base),
+                    lambda r: solve(r) / gamma,
+                    lambda update, z, base=base: self.size(gamma * update, base + gamma * z),
+                    _plus(jnp.zeros_like(base), predictor, known),
+                    rate,
+                    self.stop,
+                )
             known = [*known, result.x]
             converged = converged & result.converged
             rate = jnp.where(measured, jnp.maximum(rate, result.rate), result.rate)
             measured = measured | (result.iterations > 1)
             iterations = iterations + result.iterations
         return _Attempt(known[first:], converged, rate, iterations)
+
+    def _to_rounding(
+        self, t: Array, base: Vector, near: Vector, solve: Callable[[Vector], Vector]
+    ) -> NewtonResult:
+        """A stage to rounding, from a state that is near its own.
+
+        A predictor would not do: what is handed on of derivatives is lost when a step is taken
+        again, and that of a rounded state has large stiff components.
+        """
+        gamma, view = self.tableau.gamma, self.view
+
+        def at(z: Vector) -> Callable[[Vector], Vector]:
+            _, jacobian = view.value_and_jacobian(t, base + gamma * z)
+            solve = factorize(view.shifted(self.scale, jacobian))
+            return lambda r: solve(r) / gamma
+
+        residual = stage_residual(view, gamma, t, self.h, base)
+        return newton_to_rounding(residual, at, (near - base) / gamma, lambda r: solve(r) / gamma)
 
 
 def _work(done: _Attempt, njac: Array, nfactor: Array) -> Work:

@@ -95,7 +95,8 @@ def Kvaerno4(*, linear_solver: GMRES | None = None) -> ESDIRK:
 def Kvaerno5(*, linear_solver: GMRES | None = None) -> ESDIRK:
     """An ESDIRK method of order 5(4) with 7 stages; L-stable and stiffly accurate.
 
-    The first of these to try at tight tolerances. Its extension is of order 4.
+    The first of these to try at tight tolerances. Its extension, of order 4, costs two implicit
+    stages more where something is saved.
 
     Source: Kværnø, Singly diagonally implicit Runge-Kutta methods with an explicit first stage,
     BIT 44, 2004.
@@ -137,7 +138,8 @@ def KenCarp4(*, linear_solver: GMRES | None = None) -> ESDIRK:
 def KenCarp47(*, linear_solver: GMRES | None = None) -> ESDIRK:
     """An ESDIRK method of order 4(3) with 7 stages; L-stable and stiffly accurate.
 
-    The cheapest of order 4 in most problems. Its extension is of order 4.
+    The cheapest of order 4 in most problems. Its extension, of order 4, costs an implicit stage
+    more where something is saved.
 
     Source: Kennedy, Carpenter, Higher-order additive Runge-Kutta schemes for ordinary differential
     equations, Appl. Numer. Math. 136, 2019.
@@ -151,7 +153,7 @@ def KenCarp47(*, linear_solver: GMRES | None = None) -> ESDIRK:
 def KenCarp5(*, linear_solver: GMRES | None = None) -> ESDIRK:
     """An ESDIRK method of order 5(4) with 8 stages; L-stable and stiffly accurate.
 
-    Its extension is of order 4.
+    Its extension, of order 4, costs two implicit stages more where something is saved.
 
     Source: Kennedy, Carpenter, Additive Runge-Kutta schemes for convection-diffusion-reaction
     equations, Appl. Numer. Math. 44, 2003.
@@ -165,7 +167,7 @@ def KenCarp5(*, linear_solver: GMRES | None = None) -> ESDIRK:
 def KenCarp58(*, linear_solver: GMRES | None = None) -> ESDIRK:
     """An ESDIRK method of order 5(4) with 8 stages; L-stable and stiffly accurate.
 
-    Its extension is of order 4.
+    Its extension, of order 4, costs two implicit stages more where something is saved.
 
     Source: Kennedy, Carpenter, Higher-order additive Runge-Kutta schemes for ordinary differential
     equations, Appl. Numer. Math. 136, 2019.

@@ -12,12 +12,22 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float
 
+from ..linear.coordinates import Coordinates
 from ..linear.dense import factorize, row_sum_norm
 from ..linear.krylov import GMRES
-from ..linear.newton import Stop, implicit_solution, newton, relative_size, trusted
+from ..linear.newton import (
+    Stop,
+    implicit_solution,
+    newton,
+    newton_to_rounding,
+    relative_size,
+    trusted,
+)
 from .base import Field, Norm, State
 from .implicit import VectorField
 from .iterating import Work
+from .stages import combine
+from .tableaus.base import DenseTableau
 
 Vector = Float[Array, " n"]
 
@@ -56,6 +66,47 @@ def stage_with_derivative(
         return lambda b: solve(b) / gamma
 
     return implicit_solution(residual, solver, z, [t, h, base, *leaves])
+
+
+def output_stages(
+    field: Field,
+    t: Array,
+    h: Array,
+    u: State,
+    end: Vector,
+    stages: list[Vector],
+    extension: DenseTableau,
+    linear_solver: GMRES | None = None,
+) -> list[Vector]:
+    """The implicit stages that an extension adds to the `stages` of a step, solved to rounding.
+
+    Each has a matrix of its own, so that nothing has to be kept of steps in which nothing is saved.
+    """
+    gamma, known = extension.gamma_extra, list(stages)
+    start = Coordinates(u).flatten(u)
+    fixed, fixed_t, fixed_h, first, last = jax.lax.stop_gradient((field, t, h, start, end))
+    view = VectorField(fixed, u, linear_solver, exact=False)
+
+    def at(node: float, t: Array, h: Array) -> Array:
+        return t + (node * h).astype(t.dtype)
+
+    def solved(node: float, base: Vector) -> Vector:
+        time = at(node, fixed_t, fixed_h)
+
+        def solver(z: Vector) -> Callable[[Vector], Vector]:
+            jacobian = view.value_and_jacobian(time, base + gamma * z)[1]
+            inverse = factorize(view.shifted(1 / (gamma * fixed_h), jacobian))
+            return lambda r: inverse(r) / gamma
+
+        guess = (first + node * (last - first) - base) / gamma
+        return newton_to_rounding(stage_residual(view, gamma, time, fixed_h, base), solver, guess).x
+
+    for row, node in zip(extension.a_extra, extension.c_extra, strict=True):
+        increment = combine(row, known)
+        base = start if increment is None else start + increment
+        z, time = solved(node, jax.lax.stop_gradient(base)), at(node, t, h)
+        known.append(stage_with_derivative(field, u, z, time, h, base, gamma, linear_solver))
+    return known[len(stages) :]
 
 
 def stopping(

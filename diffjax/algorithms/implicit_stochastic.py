@@ -13,11 +13,11 @@ from jaxtyping import Array, Float
 
 from ..noise.base import Increment, Need
 from .base import Field, Memory, Norm, State, StepResult
-from .euler_maruyama import noise_left_out
 from .field import Diffusion
 from .implicit_stage import DriftStages
 from .iterating import Work, error_or_failed
 from .milstein import milstein_terms
+from .previsible import Probe, noise_left_out
 from .stages import combine, scaled
 from .stochastic import (
     ANY_NOISE,
@@ -121,10 +121,12 @@ class ImplicitEM(DriftImplicit):
 
     def noise_terms(
         self, diffusion: Diffusion, t: Array, dt: Array, u: State, g: State, noise: Increment
-    ) -> tuple[State, State]:
-        """What the noise adds to the state, and what it leaves out."""
+    ) -> tuple[State, State, State | None]:
+        """What the noise adds to the state, and what it leaves out; and how large the state may
+        be, None for as it is."""
         added = diffusion.times(g, diffusion.spread(noise.dw, u))
-        return added, noise_left_out(diffusion, t, dt, u, g, noise)
+        probe = Probe.of(diffusion, t, dt, u, g)
+        return added, noise_left_out(diffusion, probe, dt, g), probe.size
 
     def solve(
         self,
@@ -139,7 +141,7 @@ class ImplicitEM(DriftImplicit):
         diffusion, theta = field.diffusion, self.gamma
         assert diffusion is not None
         first = jtu.tree_map(lambda x: scaled(x, dt), field.f(t, u))
-        added, left_out = self.noise_terms(diffusion, t, dt, u, diffusion.g(t, u), noise)
+        added, left_out, size = self.noise_terms(diffusion, t, dt, u, diffusion.g(t, u), noise)
         base = add(u, added)
         if theta < 1:
             base = jtu.tree_map(lambda x, z: x + (1 - theta) * z, base, first)
@@ -148,7 +150,7 @@ class ImplicitEM(DriftImplicit):
         if norm is None:
             return end, None
         drift = stages.filtered(jtu.tree_map(lambda a, b: 0.5 * (a - b), last, first))
-        return end, by_sum(norm, (drift, left_out), u, end)
+        return end, by_sum(norm, (drift, left_out), u, end if size is None else size)
 
 
 def STrapezoid() -> ImplicitEM:
@@ -191,9 +193,9 @@ class ImplicitRKMil(ImplicitEM):
 
     def noise_terms(
         self, diffusion: Diffusion, t: Array, dt: Array, u: State, g: State, noise: Increment
-    ) -> tuple[State, State]:
+    ) -> tuple[State, State, State | None]:
         second, third = milstein_terms(diffusion, t, dt, u, g, noise, further=True)
-        return add(diffusion.times(g, diffusion.spread(noise.dw, u)), second), third
+        return add(diffusion.times(g, diffusion.spread(noise.dw, u)), second), third, None
 
 
 class SKenCarp(DriftImplicit):

@@ -17,6 +17,7 @@ from ..noise.base import Increment, Need
 from .base import Field, Norm, State
 from .field import Diffusion
 from .levy_area import levy_area, normals_for_area
+from .previsible import error_of_milstein
 from .stages import scaled
 from .stochastic import DIAGONAL, EITHER, StochasticMethod, add, by_sum, drifted
 
@@ -100,7 +101,8 @@ class RKMilCommute(StochasticMethod):
 
     Source: Kloeden and Platen, Numerical Solution of Stochastic Differential Equations, section
     10.3, equations (3.16) and (3.17), with differences as in section 11.1. The error estimate is
-    what the drift changes by over the step, and the next term of the expansion along g dW.
+    what the drift changes by over the step, and the next term of the expansion along g, with the
+    noise in its root mean square.
 
     !!! example
         `dj.solve(prob, dj.RKMilCommute(), key=jax.random.key(0))`
@@ -114,12 +116,12 @@ class RKMilCommute(StochasticMethod):
         return 1.0
 
     @property
-    def error_order(self) -> float | None:
+    def error_order(self) -> float:
         return 0.5
 
     @property
     def step_counts(self) -> dict[str, int]:
-        return {"nf": 1 if self.error_order is None else 2}
+        return {"nf": 2}
 
     def areas(self, noise: Increment, dt: Array) -> Float[Array, "dim dim"] | None:
         """The antisymmetric part of the iterated integrals; None where it cancels."""
@@ -132,34 +134,39 @@ class RKMilCommute(StochasticMethod):
         assert diffusion is not None
         f, g = field.f(t, u), diffusion.g(t, u)
         dw, areas = diffusion.spread(noise.dw, u), self.areas(noise, dt)
-        along = diffusion.times(g, dw)
         euler = drifted(u, f, dt)
-        end = add(euler, along)
-        g_along = diffusion.g(t, end)
+        end = add(euler, diffusion.times(g, dw))
         if diffusion.is_ito:
-            dim = noise.dw.shape[0]
-            square = (jnp.outer(noise.dw, noise.dw) - dt * jnp.eye(dim, dtype=dt.dtype)) / 2
+            covariance = diffusion.noise.covariance
+            if covariance is None:
+                covariance = jnp.eye(noise.dw.shape[0])
+            square = (jnp.outer(noise.dw, noise.dw) - dt * covariance.astype(dt.dtype)) / 2
             integrals = square if areas is None else square + areas
             end = add(end, _by_columns(diffusion, t, dt, euler, g, integrals))
         else:
-            end = add(end, diffusion.times(_half_difference(g_along, g), dw))
+            end = add(end, diffusion.times(_half_difference(diffusion.g(t, end), g), dw))
             if areas is not None:
                 end = add(end, _by_columns(diffusion, t, dt, euler, g, areas))
-        if norm is None or self.error_order is None:
+        if norm is None:
             return end, None
-        drift = jtu.tree_map(lambda a, b: 0.5 * scaled(a - b, dt), field.f(t + dt, end), f)
-        further = diffusion.g(t, add(euler, along, diffusion.times(g_along, dw)))
-        second = jtu.tree_map(lambda a, b, c: (a - 2 * b + c) / 6, further, g_along, g)
-        return end, by_sum(norm, (drift, diffusion.times(second, dw)), u, end)
+        return end, error_of_milstein(field, t, dt, u, f, g, norm)
 
 
 class RKMilGeneral(RKMilCommute):
     """Milstein's method for any noise given as a matrix, Ito or Stratonovich as the problem says,
-    without derivatives: strong order 1; fixed steps.
+    without derivatives: strong order 1; adaptive.
 
     **Arguments:** `terms`: how many terms of their Fourier series the areas of Levy are made of.
     For order 1 they should be some dt**(-1/2). A step takes 2*terms + 1 normal numbers for each
-    noise, and one for each pair. The noises must be independent.
+    noise, and one for each ordered pair. The noises must be independent.
+
+    The areas have their law given the increments of the path and its integrals over the steps, and
+    are otherwise drawn, by the key and the time at which a step starts. Refused steps do not
+    disturb that law, since what refuses them looks at no noise (the estimate is that of
+    `dj.RKMilCommute`). Values of a path at some times leave its areas open, which limits every
+    method that uses such to order 1/2 on the path itself (Clark and Cameron, The maximum rate of
+    convergence of discrete approximations for stochastic differential equations, 1980): of noises
+    that do not commute, solves of one key come together as the root of the steps.
 
     **Raises:** `ValueError` if `terms` is not a positive integer.
 
@@ -168,7 +175,7 @@ class RKMilGeneral(RKMilCommute):
     Roessler, arXiv 2201.08424.
 
     !!! example
-        `dj.solve(prob, dj.RKMilGeneral(terms=10), dt=0.01, key=jax.random.key(0))`
+        `dj.solve(prob, dj.RKMilGeneral(terms=10), key=jax.random.key(0))`
     """
 
     noises: ClassVar[frozenset[str]] = frozenset({"commutative", "general"})
@@ -180,16 +187,13 @@ class RKMilGeneral(RKMilCommute):
         if not isinstance(self.terms, int) or self.terms < 1:
             raise ValueError(f"terms must be a positive integer, got {self.terms!r}.")
 
-    @property
-    def error_order(self) -> float | None:
-        return None
-
     def need(self, dim: int) -> Need:
-        return Need(extra=normals_for_area(dim, self.terms))
+        return Need(area=True, extra=normals_for_area(dim, self.terms))
 
     def areas(self, noise: Increment, dt: Array) -> Float[Array, "dim dim"] | None:
+        assert noise.area is not None
         assert noise.extra is not None
-        return levy_area(noise.dw, dt, noise.extra, self.terms)
+        return levy_area(noise.dw, noise.area, dt, noise.extra, self.terms)
 
 
 def _half_difference(after: State, before: State) -> State:

@@ -226,7 +226,8 @@ def _most(job: _Job, inputs: _Inputs, count: int) -> tuple[_Trajectory, int, int
     problem = inputs.prob.prob
     if is_pure_jump(problem) or not problem.evolves:
         return kept, most, most
-    return kept, most, refilled(count, most, kept, options, device)
+    reduced = inputs.prob.reduction is not None
+    return kept, most, refilled(count, most, kept, reduced, options, device)
 
 
 def _reduction(prob: EnsembleProblem) -> Any:

@@ -119,7 +119,7 @@ def look(
     `when(condition, function, x)` applies a function where it is needed; conditions that are
     `rough` functions of time are searched without their slopes.
     """
-    dt, tolerance, dtype = attempt.dt, attempt.resolution, attempt.t.dtype
+    dt, dtype = attempt.dt, attempt.t.dtype
     grid, values = _sampled(attempt, samples)
     crossed = _crossings(values, attempt.sides, directions)
     in_row = jnp.any(crossed, axis=1)
@@ -128,7 +128,6 @@ def look(
     before = jnp.concatenate([jnp.zeros(1, dtype), grid])[row]
     ends = jnp.concatenate([attempt.values[None], values])
     which = jnp.where(seen, _first(ends[row], values[row], crossed[row]), search.which)
-    short = accepted & ~seen & search.on
     low = jnp.where(search.on, search.low, 0)
     found = Search(
         aim=dt,
@@ -138,56 +137,101 @@ def look(
         which=which,
         tries=search.tries + 1,
     )
-    sides = jnp.where(attempt.end == 0, attempt.sides, jnp.sign(attempt.end))
+    view = _View(
+        seen=seen,
+        short=accepted & ~seen & search.on,
+        accepted=accepted,
+        crossed=crossed,
+        within=(before, grid[row]),
+        sides=jnp.where(attempt.end == 0, attempt.sides, jnp.sign(attempt.end)),
+    )
     if rough:
-        # A line through both ends of the attempt finds the root of what is smooth after all, such
-        # as the integral of a rate.
-        first, last = attempt.values[found.which], attempt.end[found.which]
-        change = first - last
-        root = dt * jnp.where(change == 0, 1, first / jnp.where(change == 0, 1, change))
-        close = (dt - found.low <= tolerance) | ((dt - root <= tolerance) & (dt >= root))
-        landed = accepted & seen & close
-        fired, beyond = crossed[-1] & landed, sides
-        pending = (seen & ~landed) | (short & (dt < found.high - tolerance))
-        aim = root + tolerance / 2
-        trusted = (aim > found.low) & (aim < found.high) & (found.tries <= _TRUSTED)
-        aim = jnp.where(trusted, aim, (found.low + found.high) / 2)
-        found = found._replace(aim=jnp.maximum(aim, tolerance))
+        pending, fired, beyond, found = _by_lines(attempt, view, found)
     else:
-
-        def refine(given: tuple[Search, Array]) -> tuple[Search, Array]:
-            found, _ = given
-            missing = _missing(attempt, directions, sides)
-            beyond = dt * _root(attempt, found.which, before, grid[row])
-            aim = jnp.where(seen, beyond, dt + missing[found.which]) - tolerance / 2
-            return found._replace(aim=jnp.maximum(aim, tolerance)), missing
-
-        far = jnp.full_like(attempt.end, jnp.inf)
-        found, missing = when(seen | short, refine, (found, far))
-        closed = found.sure & (found.high - found.low <= tolerance)
-        near = short & ((missing[found.which] <= tolerance) | closed)
-        # This was an attempt of the lower end, which fell short before: what iterates does not end
-        # twice at the same digits. It lands, unless its error is too large for that.
-        last = search.on & search.sure & (search.high - search.low <= tolerance)
-        at_once = accepted & seen & ((dt <= 2 * tolerance) | last)
-        landed = near | at_once
-        followed = jnp.arange(len(directions), dtype=jnp.int32) == found.which
-        reached = jnp.where(seen, jnp.any(crossed, axis=0), followed | (missing <= tolerance))
-        fired = landed & reached
-        beyond = jnp.where(seen, sides, -sides)
-        # What is not sure is no bound: the slope at the end of an accepted step tells better.
-        most = jnp.where(found.sure, 1, 2) * found.high
-        trusted = (found.aim > found.low) & (found.aim < most) & (found.tries <= _TRUSTED)
-        spurious = short & ~found.sure & (dt >= found.high - tolerance) & ~trusted
-        pending = (seen | short) & ~landed & ~spurious & (accepted | ~last)
-        middle = (found.low + found.high) / 2
-        aim = jnp.where(trusted, found.aim, jnp.where(found.sure, middle, found.high))
-        # A bracket that can be closed no further ends with an attempt of its lower end.
-        aim = jnp.where(closed, found.low, aim)
-        found = found._replace(aim=jnp.maximum(aim, tolerance))
+        pending, fired, beyond, found = _by_slopes(attempt, directions, view, search, found, when)
     none = Search.none(dtype)
     kept = Search(*(jnp.where(pending, x, y) for x, y in zip(found, none, strict=True)))
-    return Sighting(pending, fired, beyond, attempt.end, sides, kept)
+    return Sighting(pending, fired, beyond, attempt.end, view.sides, kept)
+
+
+class _View(NamedTuple):
+    """What the values of the conditions in an attempt show.
+
+    - `seen`: some has changed its sign, the first between the fractions `within` of the step;
+        `crossed` are all of them by row of the grid.
+    - `short`: in a search, none has: an accepted attempt ends before the root.
+    - `sides`: the signs at the end.
+    """
+
+    seen: Bool[Array, ""]
+    short: Bool[Array, ""]
+    accepted: Bool[Array, ""]
+    crossed: Bool[Array, "rows conditions"]
+    within: tuple[Array, Array]
+    sides: Array
+
+
+# Whether an attempt is to be taken again, the events at its end, their sides beyond it, the search.
+_Verdict = tuple[Bool[Array, ""], Bool[Array, " conditions"], Array, Search]
+
+
+def _by_lines(attempt: Attempt, view: _View, found: Search) -> _Verdict:
+    """By a line through both ends of the attempt, which finds the root of what is smooth after all,
+    such as the integral of a rate."""
+    dt, tolerance, seen = attempt.dt, attempt.resolution, view.seen
+    first, last = attempt.values[found.which], attempt.end[found.which]
+    change = first - last
+    root = dt * jnp.where(change == 0, 1, first / jnp.where(change == 0, 1, change))
+    close = (dt - found.low <= tolerance) | ((dt - root <= tolerance) & (dt >= root))
+    landed = view.accepted & seen & close
+    pending = (seen & ~landed) | (view.short & (dt < found.high - tolerance))
+    aim = root + tolerance / 2
+    trusted = (aim > found.low) & (aim < found.high) & (found.tries <= _TRUSTED)
+    aim = jnp.where(trusted, aim, (found.low + found.high) / 2)
+    found = found._replace(aim=jnp.maximum(aim, tolerance))
+    return pending, view.crossed[-1] & landed, view.sides, found
+
+
+def _by_slopes(
+    attempt: Attempt,
+    directions: tuple[int, ...],
+    view: _View,
+    search: Search,
+    found: Search,
+    when: Callable[..., PyTree],
+) -> _Verdict:
+    """By roots of the dense output, and from short of the root by the slope at the end."""
+    dt, tolerance = attempt.dt, attempt.resolution
+    seen, short, accepted = view.seen, view.short, view.accepted
+
+    def refine(given: tuple[Search, Array]) -> tuple[Search, Array]:
+        found, _ = given
+        missing = _missing(attempt, directions, view.sides)
+        beyond = dt * _root(attempt, found.which, *view.within)
+        aim = jnp.where(seen, beyond, dt + missing[found.which]) - tolerance / 2
+        return found._replace(aim=jnp.maximum(aim, tolerance)), missing
+
+    far = jnp.full_like(attempt.end, jnp.inf)
+    found, missing = when(seen | short, refine, (found, far))
+    closed = found.sure & (found.high - found.low <= tolerance)
+    near = short & ((missing[found.which] <= tolerance) | closed)
+    # This was an attempt of the lower end, which fell short before: what iterates does not end
+    # twice at the same digits. It lands, unless its error is too large for that.
+    last = search.on & search.sure & (search.high - search.low <= tolerance)
+    landed = near | (accepted & seen & ((dt <= 2 * tolerance) | last))
+    followed = jnp.arange(len(directions), dtype=jnp.int32) == found.which
+    reached = jnp.where(seen, jnp.any(view.crossed, axis=0), followed | (missing <= tolerance))
+    # What is not sure is no bound: the slope at the end of an accepted step tells better.
+    most = jnp.where(found.sure, 1, 2) * found.high
+    trusted = (found.aim > found.low) & (found.aim < most) & (found.tries <= _TRUSTED)
+    spurious = short & ~found.sure & (dt >= found.high - tolerance) & ~trusted
+    pending = (seen | short) & ~landed & ~spurious & (accepted | ~last)
+    middle = (found.low + found.high) / 2
+    aim = jnp.where(trusted, found.aim, jnp.where(found.sure, middle, found.high))
+    # A bracket that can be closed no further ends with an attempt of its lower end.
+    aim = jnp.where(closed, found.low, aim)
+    found = found._replace(aim=jnp.maximum(aim, tolerance))
+    return pending, landed & reached, jnp.where(seen, view.sides, -view.sides), found
 
 
 def crosses(attempt: Attempt, samples: int) -> Bool[Array, ""]:

@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 from jaxtyping import Array, PyTree
 
-from ..linear.native import NATIVE_ON, marked_call
+from ..linear.native import call_primitive
 from ..stepping.lanes import is_native
 from ..stepping.program import Program
 from ..varying import mesh_axes
@@ -48,10 +47,8 @@ def _apply(*args: Array, single: Any, many: Any, lanes: bool, native: bool) -> l
     return many(*args) if lanes else single(*args)
 
 
-def _lower_cpu(ctx: Any, *args: Any, single: Any, many: Any, lanes: bool, native: bool) -> Any:
-    if not (NATIVE_ON and native and is_native(single.closed.jaxpr)):
-        return _lower(ctx, *args, single=single, many=many, lanes=lanes, native=native)
-    return marked_call(single, ctx, *args)[: len(single.out_avals)]
+def _marked(context: Any, single: Any, native: bool, **others: Any) -> Any:
+    return single if native and is_native(single.closed.jaxpr) else None
 
 
 def _batch(
@@ -94,12 +91,6 @@ def _jvp(primals: Any, tangents: Any, **_: Any) -> Any:
     )
 
 
-path_p = jex.Primitive("diffjax_path")
-path_p.multiple_results = True
-path_p.def_impl(_apply)
-path_p.def_abstract_eval(lambda *args, single, **_: list(single.out_avals))
+path_p = call_primitive("diffjax_path", _apply, lambda single, **_: list(single.out_avals), _marked)
 ad.primitive_jvps[path_p] = _jvp
 batching.primitive_batchers[path_p] = _batch
-_lower = mlir.lower_fun(_apply, multiple_results=True)
-mlir.register_lowering(path_p, _lower)
-mlir.register_lowering(path_p, _lower_cpu, platform="cpu")

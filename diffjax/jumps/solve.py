@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Int, PyTree
 
+from ..arguments import held_times, resumed, value_of
 from ..failure import raise_on_failure
 from ..noise.random import key_from, key_words
-from ..prepare import held_times, inside_span, resumed, save_times, saving, value_of
+from ..prepare import saving
 from ..problems.base import remake, tree_of_arrays
 from ..problems.jump import JumpProblem
 from ..problems.parts import Parts, UserFunction, is_array
@@ -24,6 +25,7 @@ from ..solution import ReturnCode, Solution, Stats
 from ..stepping.happenings import Happenings
 from ..stepping.lanes import is_native
 from ..stepping.trees import chosen, nan_like
+from ..times import inside_span, save_times
 from ..varying import mesh_axes, vary_over
 from .aggregators import Aggregator, Direct
 from .base import End, JumpAlgorithm, Process, Setting

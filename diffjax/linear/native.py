@@ -48,6 +48,34 @@ def marked_call(function: Callable[..., list[Array]], ctx: Any, *args: Any) -> l
     return out
 
 
+def call_primitive(
+    name: str,
+    apply: Callable[..., list[Array]],
+    avals: Callable[..., list[Any]],
+    marked: Callable[..., Callable[..., list[Array]] | None],
+) -> jex.Primitive:
+    """A primitive that calls a function, on a CPU as one native function where that is best.
+
+    `apply(*args, **params)` is what it does, `avals(**params)` are the types of its results, and
+    `marked(context, **params)` is the function to be compiled as one, or None.
+    """
+    primitive = jex.Primitive(name)
+    primitive.multiple_results = True
+    primitive.def_impl(apply)
+    primitive.def_abstract_eval(lambda *args, **params: avals(**params))
+    lower = mlir.lower_fun(apply, multiple_results=True)
+
+    def lower_cpu(ctx: Any, *args: Any, **params: Any) -> Any:
+        function = marked(ctx, **params) if NATIVE_ON else None
+        if function is None:
+            return lower(ctx, *args, **params)
+        return marked_call(function, ctx, *args)[: len(ctx.avals_out)]
+
+    mlir.register_lowering(primitive, lower)
+    mlir.register_lowering(primitive, lower_cpu, platform="cpu")
+    return primitive
+
+
 def native(function: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """`function(*args)`, on a CPU compiled as one native function unless a `vmap` is around.
 
@@ -65,23 +93,15 @@ def _apply(*args: Array, traced: Any) -> list[Array]:
     return jex.jaxpr_as_fun(traced)(*args)
 
 
-def _lower_cpu(ctx: Any, *args: Any, traced: Any) -> Any:
-    if not NATIVE_ON:
-        return _lower(ctx, *args, traced=traced)
-    out = marked_call(jex.jaxpr_as_fun(traced), ctx, *args)
-    return out[: len(traced.out_avals)]
-
-
 def _batch(args: Sequence[Array], dims: Sequence[Any], *, traced: Any) -> Any:
     out = jax.vmap(jex.jaxpr_as_fun(traced), in_axes=tuple(dims))(*args)
     return out, [0] * len(out)
 
 
-native_p = jex.Primitive("diffjax_native")
-native_p.multiple_results = True
-native_p.def_impl(_apply)
-native_p.def_abstract_eval(lambda *args, traced: list(traced.out_avals))
+native_p = call_primitive(
+    "diffjax_native",
+    _apply,
+    lambda traced: list(traced.out_avals),
+    lambda context, traced: jex.jaxpr_as_fun(traced),
+)
 batching.primitive_batchers[native_p] = _batch
-_lower = mlir.lower_fun(_apply, multiple_results=True)
-mlir.register_lowering(native_p, _lower)
-mlir.register_lowering(native_p, _lower_cpu, platform="cpu")

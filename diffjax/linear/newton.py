@@ -35,6 +35,10 @@ ROUNDING = 4.0
 STAGNANT_ROUNDING = 1e3
 # Iterations to rounding: at the slowest rate that an accepted step has, there are twice as many.
 MOST_TO_ROUNDING = 60
+# An update that shrinks by less than this wants another matrix. With 0.3 gradients of Kvaerno5 take
+# twice the time.
+SLOWEST_TO_ROUNDING = 0.9
+MOST_MATRICES = 12
 
 
 class Stop(NamedTuple):
@@ -43,6 +47,7 @@ class Stop(NamedTuple):
     - `left`: the error that may be left.
     - `rounding`: what rounding alone makes of an update.
     - `stagnant`: under this an update that does not shrink is taken for rounding.
+    - `slowest`: updates that shrink by less than this end the iteration.
     """
 
     left: float | Array
@@ -51,6 +56,7 @@ class Stop(NamedTuple):
     stagnant: Array
     most: int
     gives_up: bool
+    slowest: float | None = None
 
     @staticmethod
     def at_tolerance(rounding: Array, left: float = LEFT) -> "Stop":
@@ -137,6 +143,8 @@ def newton(
             # The iterations that are allowed will not do (HW II, equation IV.8.11).
             remaining = (stop.most - iterations).astype(one.dtype)
             failed |= later & (~shrinks | (left * rate**remaining > stop.left))
+        if stop.slowest is not None:
+            failed |= later & (ratio > stop.slowest)
         return _Carry(x, size, rate, iterations, converged, failed & ~converged)
 
     def like(constant: Array) -> Array:
@@ -146,6 +154,46 @@ def newton(
     carry = _Carry(start, like(one), like(rate), none, no, no)
     carry = jax.lax.while_loop(lambda c: ~(c.converged | c.failed), iterate, carry)
     return NewtonResult(carry.x, carry.converged, carry.rate, carry.iterations)
+
+
+def newton_to_rounding(
+    residual: Callable[[Vector], Vector],
+    solver: Callable[[Vector], Callable[[Vector], Vector]],
+    start: Vector,
+    at_hand: Callable[[Vector], Vector] | None = None,
+) -> NewtonResult:
+    """Solve `residual(x) = 0` to rounding, with a new matrix wherever one is too slow.
+
+    An iteration to a tolerance may be over before it tells that it does not converge.
+
+    **Arguments:**
+
+    - `solver`: of x, what `solve` is to `newton`, with the Jacobian at x.
+    - `at_hand`: if given, the same with a Jacobian from elsewhere, for the first iterations.
+    """
+    one = jnp.ones((), start.dtype)
+    stop = Stop.at_rounding(start.dtype)._replace(slowest=SLOWEST_TO_ROUNDING)
+
+    def attempt(solve: Callable[[Vector], Vector], x: Vector) -> NewtonResult:
+        return newton(residual, solve, relative_size, x, one, stop)
+
+    def again(state: tuple[NewtonResult, Array]) -> tuple[NewtonResult, Array]:
+        before, matrices = state
+        done = attempt(solver(before.x), before.x)
+        iterations = before.iterations + done.iterations
+        return done._replace(iterations=iterations), matrices + 1
+
+    def unsolved(state: tuple[NewtonResult, Array]) -> Array:
+        done, matrices = state
+        return ~done.converged & (matrices < MOST_MATRICES)
+
+    none = varying_like(jnp.sum(start), jnp.zeros((), jnp.int32))
+    if at_hand is not None:
+        first = attempt(at_hand, start)
+    else:
+        no = varying_like(jnp.sum(start), jnp.zeros((), bool))
+        first = NewtonResult(start, no, varying_like(jnp.sum(start), one), none)
+    return jax.lax.while_loop(unsolved, again, (first, none))[0]
 
 
 def implicit_solution(

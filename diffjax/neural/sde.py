@@ -147,7 +147,8 @@ class NeuralSDE(_StochasticLayer):
 
     - `diffusion`: maps a state of shape `(...)` to an array `(..., noise_dim)`, and a pytree to
         one of such arrays: every noise acts on all of the state.
-    - `alg`: by default that of `dj.solve`, `dj.LambaEM()`.
+    - `alg`: by default that of `dj.solve`, `dj.RKMilGeneral()`. It evaluates `diffusion` for every
+        noise in a step, and once with `dj.LambaEM()`, whose steps are much shorter.
 
     **Returns** and **raises** what `dj.neural.NeuralDSDE` does.
 

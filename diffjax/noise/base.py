@@ -82,6 +82,10 @@ class NoiseProcess(eqx.Module):
         """The same without what can be computed again."""
         return self
 
+    def filled(self) -> "NoiseProcess":
+        """The same with what `kept` leaves out."""
+        return self
+
     def look(self, t: Float[Array, ""]) -> PyTree:
         """What is known of the path where a step begins; None if nothing is looked up."""
         return None

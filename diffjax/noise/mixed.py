@@ -18,6 +18,9 @@ class Wrapped(NoiseProcess):
     def kept(self) -> NoiseProcess:
         return dataclasses.replace(self, process=self.process.kept())
 
+    def filled(self) -> NoiseProcess:
+        return dataclasses.replace(self, process=self.process.filled())
+
     @property
     def anywhere(self) -> bool:
         return self.process.anywhere

@@ -21,12 +21,14 @@ from jaxtyping import Array, Float, UInt32
 
 from ..varying import vary_alike
 from .base import Increment, Need, NoiseProcess
-from .random import key_words, normal_pairs
+from .random import key_words, normal_pairs, normals
 
 # Halvings of the span, so that the shortest piece is 1e-6 of it.
 DEPTH = 20
 # So many of them are made once, before the first step.
 _TABLE_DEPTH = 6
+# Steps start in one of so many pieces, as a power of two: more than any depth.
+_PLACE_BITS = 31
 
 
 class Values(NamedTuple):
@@ -108,11 +110,21 @@ class VirtualBrownianTree(NoiseProcess):
 
     def kept(self) -> "VirtualBrownianTree":
         """Without its table, which follows from the key."""
-        return eqx.tree_at(lambda tree: tree.table, self, None, is_leaf=lambda x: x is None)
+        return self._with(None)
+
+    def filled(self) -> "VirtualBrownianTree":
+        return self._with(_table(self.key, self.count, self.low.dtype))
+
+    def _with(self, table: _Piece | None) -> "VirtualBrownianTree":
+        return eqx.tree_at(lambda tree: tree.table, self, table, is_leaf=lambda x: x is None)
 
     @property
     def dim(self) -> int:
         return self.count
+
+    @property
+    def has_extra(self) -> bool:
+        return True
 
     @property
     def smallest(self) -> Float[Array, ""]:
@@ -125,16 +137,25 @@ class VirtualBrownianTree(NoiseProcess):
         self, number: Array, start: Array, dt: Array, need: Need, here: Values
     ) -> tuple[Increment, Values]:
         there = self.look(start + dt)
-        root, area = jnp.sqrt(self.length), None
+        root, area, extra = jnp.sqrt(self.length), None, None
         if need.area:
             whole = (there.integral - here.integral) + (there.low - here.low)
             area = root * (self.length * whole - dt * here.w)
-        return Increment(root * (there.w - here.w), area), there
+        if need.extra:
+            # By where the step starts, in pieces shorter than any step: they do not change with its
+            # length. Their places are beyond those of the nodes.
+            place = jnp.round(self._fraction(start) * 2.0**_PLACE_BITS).astype(jnp.uint32)
+            extra = normals(self.key, place, need.extra, dt.dtype, start=self.count)
+        return Increment(root * (there.w - here.w), area, extra), there
+
+    def _fraction(self, t: Float[Array, ""]) -> Float[Array, ""]:
+        """Of the span, up to a time inside it."""
+        theta = (t.astype(self.low.dtype) - self.low) / self.length
+        return jnp.clip(jax.lax.stop_gradient(theta), 0.0, 1.0)
 
     def look(self, t: Float[Array, ""]) -> Values:
         """The path at a time inside the span."""
-        theta = jax.lax.stop_gradient((t.astype(self.low.dtype) - self.low) / self.length)
-        theta = jnp.clip(theta, 0.0, 1.0)
+        theta = self._fraction(t)
         if self.table is None:
             root = _root(self.key, self.count, theta.dtype)
             piece, rest = _descend(self.key, root, theta, self.depth)

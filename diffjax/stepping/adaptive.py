@@ -59,6 +59,31 @@ class AdaptiveState(NamedTuple):
         return self.naccept
 
 
+class _Aim(NamedTuple):
+    """Where an attempt is to end: `dt` further on.
+
+    - `stop`, `due`: the next stop, and the next alarm of solves with jumps.
+    - `target`: the nearest of these and of what else limits steps; `landing` if dt ends there.
+    """
+
+    stop: Array
+    due: Array | None
+    target: Array
+    dt: Array
+    landing: Array
+
+    def on_stop(self, landing: Array) -> Bool[Array, ""]:
+        return landing & (self.stop <= self.target)
+
+    def landed(self, landing: Array, index: Array) -> Int[Array, ""]:
+        """As in `Record`: the number of the stop that was met, or what stands for an alarm."""
+        on_stop = self.on_stop(landing)
+        landed = jnp.where(on_stop, index, -1)
+        if self.due is None:
+            return landed
+        return jnp.where(landing & ~on_stop & (self.due <= self.target), ON_ALARM, landed)
+
+
 class AdaptiveStepper(Stepper[AdaptiveState]):
     """Takes error-controlled steps; the loop around it decides what is kept of them.
 
@@ -153,16 +178,9 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         return c.u
 
     def attempt(self, c: AdaptiveState, *, masked: bool) -> tuple[AdaptiveState, Record]:
-        stop = self.stops[0] if c.next_stop is None else self.stops[c.next_stop]
-        target = stop if self.limit is None else jnp.minimum(stop, self.limit)
-        due = self.plan.next_alarm(c.memory)
-        target = target if due is None else jnp.minimum(target, due)
-        remaining = target - c.t if c.t_low is None else (target - c.t) - c.t_low
-        landing = c.dt * LANDING_STRETCH >= remaining
-        dt = jnp.where(landing, remaining, self._rounded(self._looking_ahead(c, stop)))
         watch = None if self.quiet else self.watch
-        if watch is not None and c.events is not None:
-            dt, landing = watch.planned(c.events, dt, landing)
+        aim = self._aim(c, watch)
+        dt, landing = aim.dt, aim.landing
         field = self.field.during(c.naccept)
         result = self.alg.step(field, c.t, dt, c.u, c.memory, self.norm)
         assert result.error is not None
@@ -187,16 +205,15 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
             next_dt = jnp.where(met, c.dt, next_dt)
             control = where(sighting.pending, c.control, control)
             accepted = accepted & ~sighting.pending
-            landing = landing | watch.meets(sighting, c.t, dt, target)
+            landing = landing | watch.meets(sighting, c.t, dt, aim.target)
         memory = _memory(c.memory, result, accepted, active)
         if sighting is not None:
             # An attempt that is taken again for an event says nothing against its order, and the
             # next must be of the same, or the root would move.
             choice = where(sighting.pending, c.memory.choice, memory.choice)
             memory = memory._replace(choice=choice)
-        t, t_low = _advance_time(c.t, c.t_low, dt, landing, target)
+        t, t_low = _advance_time(c.t, c.t_low, dt, landing, aim.target)
         step = accepted.astype(jnp.int32)
-        on_stop = landing & (stop <= target)
         tried = 1 if active is None else active.astype(jnp.int32)
         state = AdaptiveState(
             t=jnp.where(accepted, t, c.t),
@@ -209,16 +226,14 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
             nreject=c.nreject + (tried - step),
             next_stop=None
             if c.next_stop is None
-            else c.next_stop + step * on_stop.astype(jnp.int32),
+            else c.next_stop + step * aim.on_stop(landing).astype(jnp.int32),
             iterations=None
             if c.iterations is None
             else c.iterations.after(result, True if active is None else active),
             events=c.events,
         )
         index = jnp.zeros((), jnp.int32) if c.next_stop is None else c.next_stop
-        landed = jnp.where(on_stop, index, -1)
-        if due is not None:
-            landed = jnp.where(landing & ~on_stop & (due <= target), ON_ALARM, landed)
+        landed = aim.landed(landing, index)
         record = Record(Step(c.t, dt, c.u, c.memory.lasting, result.stages), accepted, landed)
         if watch is not None:
             state, record = self._settle(watch, c, state, record, t, result, sighting)
@@ -226,6 +241,18 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
             state, record = self._undisturbed(self.watch, c, state, record, result, usable)
         self.report_progress(c, state)
         return state, record
+
+    def _aim(self, c: AdaptiveState, watch: Watch | None) -> "_Aim":
+        stop = self.stops[0] if c.next_stop is None else self.stops[c.next_stop]
+        target = stop if self.limit is None else jnp.minimum(stop, self.limit)
+        due = self.plan.next_alarm(c.memory)
+        target = target if due is None else jnp.minimum(target, due)
+        remaining = target - c.t if c.t_low is None else (target - c.t) - c.t_low
+        landing = c.dt * LANDING_STRETCH >= remaining
+        dt = jnp.where(landing, remaining, self._rounded(self._looking_ahead(c, stop)))
+        if watch is not None and c.events is not None:
+            dt, landing = watch.planned(c.events, dt, landing)
+        return _Aim(stop, due, target, dt, landing)
 
     def _settle(
         self,

@@ -11,13 +11,12 @@ from typing import Any
 
 import equinox.internal as eqxi
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 from jaxtyping import Array, Bool, PyTree
 
-from ..linear.native import NATIVE_NAME, NATIVE_ON, marked_call
+from ..linear.native import NATIVE_NAME, call_primitive
 from ..varying import mesh_axes
 from .levels import Lanes, Level
 from .program import Program, inner_jaxprs
@@ -165,19 +164,14 @@ def _apply(*args: Array, single: Any, **others: Any) -> list[Array]:
     return single(*args)
 
 
-def _lower_cpu(ctx: Any, *args: Any, single: Any, native: bool, **others: Any) -> Any:
-    """Lower to one call that XLA compiles as one function, where it can."""
-    if not (NATIVE_ON and native and at_top(ctx) and is_native(single.closed.jaxpr)):
-        return _lower(ctx, *args, single=single, native=native, **others)
-
-    out = marked_call(single, ctx, *args)
-    return out[: len(single.out_avals)]
+def _marked(context: Any, single: Any, native: bool, **others: Any) -> Any:
+    return single if native and at_top(context) and is_native(single.closed.jaxpr) else None
 
 
-def at_top(ctx: Any) -> bool:
+def at_top(context: Any) -> bool:
     """Whether the call stands outside of native functions and of all control flow, where XLA may
     compile loops its own way."""
-    names = str(ctx.name_stack)
+    names = str(context.name_stack)
     return not any(
         name in names for name in ("while", "scan", "cond", "branch", "shard_map", NATIVE_NAME)
     )
@@ -267,13 +261,9 @@ def _is_inexact(x: Array) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
-lane_p = jex.Primitive("diffjax_one_or_many")
-lane_p.multiple_results = True
-lane_p.def_impl(_apply)
-lane_p.def_abstract_eval(lambda *args, single, **_: list(single.out_avals))
+lane_p = call_primitive(
+    "diffjax_one_or_many", _apply, lambda single, **_: list(single.out_avals), _marked
+)
 ad.primitive_jvps[lane_p] = _jvp
 ad.primitive_transposes[lane_p] = _transpose
 batching.primitive_batchers[lane_p] = _batch
-_lower = mlir.lower_fun(_apply, multiple_results=True)
-mlir.register_lowering(lane_p, _lower)
-mlir.register_lowering(lane_p, _lower_cpu, platform="cpu")

@@ -121,18 +121,37 @@ class _Refilled:
         crowd = self.crowd
 
         def one(own: list[Array], *loop: Any) -> Any:
-            mine = iter(own)
-            pairs = zip(self.leaves, self.mapped, strict=True)
-            leaves = [next(mine) if m else x for x, m in pairs]
-            inputs, settings = jtu.tree_unflatten(crowd.structure, leaves)
-            driver = ByStepsDriver(crowd.plan, inputs, settings, crowd.keep, many=True)
+            driver = ByStepsDriver(crowd.plan, *self.given(own), crowd.keep, many=True)
             return function(driver, *loop)
 
         return jax.vmap(one)
 
+    def given(self, own: list[Array]) -> tuple[Inputs, Settings]:
+        """What one trajectory is solved with, of which `own` are the leaves that are mapped."""
+        mine = iter(own)
+        leaves = [next(mine) if m else x for x, m in zip(self.leaves, self.mapped, strict=True)]
+        return jtu.tree_unflatten(self.crowd.structure, leaves)
+
+    def own(self, number: Int[Array, " lanes"]) -> list[Array]:
+        """The inputs that these trajectories have for themselves.
+
+        What can be made from a key is, here: so it is there for each lane and not, which may be
+        far more, for each trajectory.
+        """
+
+        def filled(*own: Array) -> list[Array]:
+            inputs, settings = self.given(list(own))
+            if inputs.noise is not None:
+                inputs = inputs._replace(noise=inputs.noise.filled())
+            leaves = jtu.tree_leaves((inputs, settings))
+            return [x for x, m in zip(leaves, self.mapped, strict=True) if m]
+
+        own = [x[number] for x, m in zip(self.leaves, self.mapped, strict=True) if m]
+        return jax.vmap(filled)(*own)
+
     def begin(self, number: Int[Array, " lanes"]) -> _Lanes:
         """Lanes at the first step of these trajectories."""
-        own = [x[number] for x, m in zip(self.leaves, self.mapped, strict=True) if m]
+        own = self.own(number)
         start = self.over_lanes(lambda driver: driver.start(driver.stepper.init(), None, True))
         return _Lanes(number, own, start(own))
 

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 import jax.tree_util as jtu
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 from jax.interpreters import partial_eval as pe
 from jaxtyping import Array, PyTree
 
-from ..linear.native import NATIVE_ON, marked_call
+from ..linear.native import call_primitive
 from ..varying import mesh_axes
 from .lanes import NATIVE_MAX_SIZE, at_top, is_native, lane_p
 from .program import inner_jaxprs
@@ -72,11 +72,8 @@ def _can_be_native(jaxpr: Any) -> bool:
     return not long and is_native(jaxpr)
 
 
-def _lower_cpu(ctx: Any, *args: Any, jaxpr: Any) -> Any:
-    if not (NATIVE_ON and at_top(ctx) and _can_be_native(jaxpr)):
-        return _lower(ctx, *args, jaxpr=jaxpr)
-    out = marked_call(_function(jaxpr), ctx, *args)
-    return out[: len(jaxpr.outvars)]
+def _marked(context: Any, jaxpr: Any) -> Callable[..., list[Array]] | None:
+    return _function(jaxpr) if at_top(context) and _can_be_native(jaxpr) else None
 
 
 def _jvp(primals: Any, tangents: Any, *, jaxpr: Any) -> Any:
@@ -111,13 +108,9 @@ def _dce(used: list[bool], eqn: Any) -> tuple[list[bool], Any]:
     return needed, new
 
 
-whole_p = jex.Primitive("diffjax_whole")
-whole_p.multiple_results = True
-whole_p.def_impl(_apply)
-whole_p.def_abstract_eval(lambda *args, jaxpr: [v.aval for v in jaxpr.outvars])
+whole_p = call_primitive(
+    "diffjax_whole", _apply, lambda jaxpr: [v.aval for v in jaxpr.outvars], _marked
+)
 ad.primitive_jvps[whole_p] = _jvp
 batching.primitive_batchers[whole_p] = _batch
 pe.dce_rules[whole_p] = _dce
-_lower = mlir.lower_fun(_apply, multiple_results=True)
-mlir.register_lowering(whole_p, _lower)
-mlir.register_lowering(whole_p, _lower_cpu, platform="cpu")

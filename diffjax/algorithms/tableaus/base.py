@@ -30,12 +30,14 @@ class DenseTableau:
         polynomials. `from_monomials` finds them from coefficients of powers.
     - `a_extra`, `c_extra`: stages that only the extension needs, computed only where output asks
         for them. Row j of `a_extra` has `stages + j` entries.
+    - `gamma_extra`: the diagonal of these stages; where it is not zero they are implicit.
     """
 
     order: int
     weights: tuple[tuple[float, ...], ...]
     a_extra: tuple[tuple[float, ...], ...] = ()
     c_extra: tuple[float, ...] = ()
+    gamma_extra: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,12 +69,13 @@ def esdirk(
     dense_order: int,
     *,
     stiff_cubics: bool = False,
+    nodes: Sequence[float] = (),
     caution: float = 1.0,
 ) -> ESDIRKTableau:
     """A stiffly accurate method with an explicit first stage.
 
     `rows` are those of a from the second on, without the diagonal; the last one is b. For
-    `dense_order` and `stiff_cubics` see `stiff_extension`.
+    `dense_order`, `stiff_cubics` and `nodes` see `stiff_extension`.
     """
     a = ((), *(numbers(row) for row in rows))
     gamma = float(gamma)
@@ -88,7 +89,7 @@ def esdirk(
         b=b,
         c=c,
         predictor=extrapolation(c),
-        dense=stiff_extension(a, b, c, gamma, dense_order, stiff_cubics=stiff_cubics),
+        dense=stiff_extension(a, b, c, gamma, dense_order, stiff_cubics=stiff_cubics, nodes=nodes),
         b_error=tuple(x - y for x, y in zip(b, numbers(b_hat), strict=True)),
         error_order=error_order,
         caution=caution,
@@ -124,6 +125,7 @@ def stiff_extension(
     order: int,
     *,
     stiff_cubics: bool,
+    nodes: Sequence[float] = (),
 ) -> DenseTableau:
     """An extension of order 2 to 4 that stays bounded for stiff components, and ends on `b`.
 
@@ -135,30 +137,106 @@ def stiff_extension(
     vanish, b_1 = sum b a^-1 a_1, which Hermite interpolation does not meet. An extension that is
     exact there for cubics meets sum b a^-1 c^3 = theta^3 as well (`stiff_cubics`, for methods
     with stages enough). Of all solutions the smallest is taken.
+
+    Stages at further `nodes` leave freedom to meet the conditions of order 5 nearly, by polynomials
+    of degree `order` + 1; in the stiff limit those for quartics.
     """
-    s, nodes = len(c), np.array(c)
+    s = len(c)
     full = np.diag([0.0] + [gamma] * (s - 1))
     for i, row in enumerate(a):
         full[i, :i] = row
-    inverse = np.linalg.inv(full[1:, 1:])
-    bounded = np.concatenate([[-1.0], inverse @ full[1:, 0]])
-    cubic = np.concatenate([[0.0], inverse @ nodes[1:] ** 3])
-    # Each condition with the power of theta that it stands beside and the factor there.
-    conditions = [(nodes ** (k - 1), k, 1 / k) for k in range(1, order + 1)]
-    conditions.append((bounded, 0, 0.0))
-    if order == 4:
-        conditions.append((full @ nodes**2, 4, 1 / 12))
-    if stiff_cubics:
-        conditions.append((cubic, 3, 1.0))
+    extra = []
+    for node in nodes:
+        extra.append(_extra_row(full, gamma, node))
+        full = np.block([[full, np.zeros((len(full), 1))], [extra[-1], gamma]])
+    conditions = _conditions(full, order, stiff_cubics)
+    degree = order + (1 if nodes else 0)
     rows, targets = [], []
-    for power in range(1, order + 1):
+    for power in range(1, degree + 1):
         for functional, at, value in conditions:
-            rows.append(np.kron(np.eye(order)[power - 1], functional))
+            rows.append(np.kron(np.eye(degree)[power - 1], functional))
             targets.append(value if at == power else 0.0)
-    ends = np.kron(np.ones((1, order)), np.eye(s))
-    matrix, right = np.vstack([*rows, ends]), np.concatenate([targets, b])
-    weights = np.linalg.lstsq(matrix, right, rcond=1e-10)[0].reshape(order, s)
+    ends = np.concatenate([b, np.zeros(len(nodes))])
+    matrix = np.vstack([*rows, np.kron(np.ones((1, degree)), np.eye(len(ends)))])
+    wanted = _between(_wanted(full), degree) if nodes else None
+    weights = _least(matrix, np.concatenate([targets, ends]), wanted).reshape(degree, len(ends))
     # Coefficients of 15 digits meet all conditions to some 1e-13 only, and how that is shared out
     # depends on the machine: the end is where it may not be.
-    weights[-1] += np.array(b) - weights.sum(axis=0)
-    return DenseTableau(order, from_monomials(*([Fraction(w) for w in row] for row in weights.T)))
+    weights[-1] += ends - weights.sum(axis=0)
+    return DenseTableau(
+        order,
+        from_monomials(*([Fraction(w) for w in row] for row in weights.T)),
+        a_extra=tuple(tuple(float(x) for x in row) for row in extra),
+        c_extra=tuple(nodes),
+        gamma_extra=gamma if nodes else 0.0,
+    )
+
+
+# What weights meet: their sum with the first is the third times theta to the power of the second.
+_Condition = tuple[np.ndarray, int, float]
+_Equations = tuple[np.ndarray, np.ndarray]
+
+
+def _conditions(full: np.ndarray, order: int, stiff_cubics: bool) -> list[_Condition]:
+    """What the weights of an extension have to meet."""
+    c, inverse = full.sum(axis=1), np.linalg.inv(full[1:, 1:])
+    conditions = [(c ** (k - 1), k, 1 / k) for k in range(1, order + 1)]
+    conditions.append((np.concatenate([[-1.0], inverse @ full[1:, 0]]), 0, 0.0))
+    if order == 4:
+        conditions.append((full @ c**2, 4, 1 / 12))
+    if stiff_cubics:
+        conditions.append((np.concatenate([[0.0], inverse @ c[1:] ** 3]), 3, 1.0))
+    return conditions
+
+
+def _fifth(full: np.ndarray) -> list[tuple[np.ndarray, float]]:
+    """The conditions of order 5 that are left to methods of stage order two."""
+    c = full.sum(axis=1)
+    squares = full @ c**2
+    return [(c**4, 1 / 5), (full @ c**3, 1 / 20), (full @ squares, 1 / 60), (c * squares, 1 / 15)]
+
+
+def _wanted(full: np.ndarray) -> list[_Condition]:
+    """What the weights of an extension of order 4 are to meet nearly: those of order 5 and, a tenth
+    as much, in the stiff limit those of quartics, also of states that are off by squares."""
+    c, inverse = full.sum(axis=1), np.linalg.inv(full[1:, 1:])
+    quartics = [(c**4, 1.0), (c * (full @ c**2), 1 / 3)]
+    stiff = [(np.concatenate([[0.0], inverse @ x[1:]]), value) for x, value in quartics]
+    return [(x, 5, value) for x, value in _fifth(full)] + [(x / 10, 4, v / 10) for x, v in stiff]
+
+
+def _between(conditions: list[_Condition], degree: int) -> _Equations:
+    """Conditions on polynomials, whose squares sum to the mean over the step."""
+    nodes, weights = np.polynomial.legendre.leggauss(8)
+    rows, targets = [], []
+    for theta, weight in zip((nodes + 1) / 2, np.sqrt(weights / 2), strict=True):
+        powers = theta ** np.arange(1, degree + 1)
+        rows.extend(weight * np.kron(powers, functional) for functional, _, _ in conditions)
+        targets.extend(weight * value * theta**at for _, at, value in conditions)
+    return np.array(rows), np.array(targets)
+
+
+def _extra_row(full: np.ndarray, gamma: float, node: float) -> np.ndarray:
+    """The row of an implicit stage of order 4 that meets the conditions of order 5 nearly."""
+    c = full.sum(axis=1)
+    exact = [(c ** (k - 1), k, 1 / k) for k in range(1, 5)] + [(full @ c**2, 4, 1 / 12)]
+    nearly = [(functional, 5, value) for functional, value in _fifth(full)]
+
+    def equations(conditions: list[_Condition]) -> _Equations:
+        # The stage is one of those that it consists of: of order k it has the value there that the
+        # condition multiplied by k gives.
+        values = [v * (node**k - gamma * k * node ** (k - 1)) for _, k, v in conditions]
+        return np.array([x for x, _, _ in conditions]), np.array(values)
+
+    return _least(*equations(exact), equations(nearly))
+
+
+def _least(matrix: np.ndarray, right: np.ndarray, nearly: _Equations | None) -> np.ndarray:
+    """Of all solutions the smallest, or that which nearly solves other equations as well."""
+    x = np.linalg.lstsq(matrix, right, rcond=1e-10)[0]
+    if nearly is None:
+        return x
+    _, size, basis = np.linalg.svd(matrix)
+    free = basis[np.sum(size > 1e-10 * size[0]) :].T
+    other, wanted = nearly
+    return x + free @ np.linalg.lstsq(other @ free, wanted - other @ x, rcond=1e-6)[0]

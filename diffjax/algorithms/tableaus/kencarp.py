@@ -66,6 +66,7 @@ KENCARP5 = esdirk(
     error_order=4,
     dense_order=4,
     stiff_cubics=True,
+    nodes=(0.5, 0.8),
 )
 
 KENCARP47 = esdirk(
@@ -87,6 +88,8 @@ KENCARP47 = esdirk(
     "1532940081127/5565293938103 2441/20000",
     error_order=3,
     dense_order=4,
+    stiff_cubics=True,
+    nodes=(0.8,),
 )
 
 KENCARP58 = esdirk(
@@ -111,4 +114,5 @@ KENCARP58 = esdirk(
     error_order=4,
     dense_order=4,
     stiff_cubics=True,
+    nodes=(0.5, 0.8),
 )
