@@ -160,9 +160,9 @@ def test_a_stiff_linear_problem(method: Method) -> None:
         lambda u, p, t: -p * (u - jnp.sin(t)) + jnp.cos(t), jnp.zeros(1), (0.0, 20.0), 1e6
     )
     sol = dj.solve(prob, method.make(), rtol=1e-6, atol=1e-6, saveat=np.linspace(0.0, 20.0, 101))
-    assert np.max(np.abs(sol.u[:, 0] - np.sin(sol.t))) < 1e-5
-    assert int(sol.stats.naccept) + int(sol.stats.nreject) < 250
-    assert int(sol.stats.nf) < 1.2 * 250
+    assert np.max(np.abs(sol.u[:, 0] - np.sin(sol.t))) < 2e-6
+    assert int(sol.stats.naccept) + int(sol.stats.nreject) < 390
+    assert int(sol.stats.nf) < 1.2 * 390
 
 
 def test_stops_cost_few_steps() -> None:
@@ -256,7 +256,7 @@ def test_gradient_of_robertson() -> None:
 
     def states(p: jax.Array, adjoint: Any) -> jax.Array:
         prob = dj.ODEProblem(robertson, jnp.asarray(ROBER.u0), (0.0, 4e4), p)
-        options = {"rtol": 1e-8, "atol": 1e-13, "saveat": TIMES, "max_steps": 1024}
+        options = {"rtol": 1e-8, "atol": 1e-13, "saveat": TIMES, "max_steps": 2048}
         return dj.solve(prob, dj.FBDF(), adjoint=adjoint, **options).u
 
     for adjoint in (dj.DiscreteAdjoint(), dj.DiscreteAdjoint(checkpoints=20)):

@@ -234,7 +234,7 @@ def charged(p: jax.Array) -> jax.Array:
     [
         ("mass matrix", dj.Rodas5P(), {}, 90),
         ("mass matrix", dj.Rosenbrock23(), {"steps": 2000, "adjoint": dj.ForwardMode()}, 2001),
-        ("fully implicit", dj.DFBDF(), {"max_steps": 500}, 300),
+        ("fully implicit", dj.DFBDF(), {"max_steps": 500}, 480),
     ],
     ids=["Rodas5P", "fixed steps, forward", "DFBDF"],
 )

@@ -222,6 +222,35 @@ def test_gradients_are_those_of_dense_matrices() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("make", [dj.FBDF, dj.RadauIIA5])
+def test_newton_krylov_methods_of_other_families(make: Callable[..., dj.Algorithm]) -> None:
+    """As with matrices: value and derivative under a mass matrix, and lanes in single precision."""
+    mass, u0 = jnp.linspace(1.0, 2.0, 8), start(4)
+
+    def loss(p: jax.Array, solver: dj.GMRES | None) -> jax.Array:
+        prob = dj.ODEProblem(brusselator, u0 * p[0], (0.0, 1.0), p, mass_matrix=mass * p[0])
+        return jnp.sum(jnp.sin(dj.solve(prob, make(linear_solver=solver), steps=3).u_end))
+
+    derivative = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    got, wanted = derivative(P, dj.GMRES(preconditioner=near)), derivative(P, None)
+    np.testing.assert_allclose(got[0], wanted[0], rtol=1e-11)
+    np.testing.assert_allclose(got[1], wanted[1], rtol=1e-9)
+
+    def end(scale: jax.Array, solver: dj.GMRES | None) -> dj.Solution:
+        prob = dj.ODEProblem(brusselator, (scale * u0).astype(jnp.float32), (0.0, 1.0))
+        options = {"p": P.astype(jnp.float32), "rtol": 1e-4, "atol": 1e-4, "throw": False}
+        return dj.solve(prob, make(linear_solver=solver), **options)
+
+    lanes = jax.jit(jax.vmap(end, (0, None)), static_argnums=1)
+    scales = jnp.array([1.0, 1.1])
+    got, wanted = lanes(scales, dj.GMRES()), lanes(scales, None)
+    assert got.u.dtype == jnp.float32
+    np.testing.assert_allclose(got.u, wanted.u, rtol=1e-4)
+    assert np.all(got.stats.nf <= wanted.stats.nf + 10)
+    assert np.all(got.stats.njac == 0)
+
+
+@pytest.mark.slow
 def test_lanes_and_backward_time_and_single_precision() -> None:
     """Each lane as if alone; back to the start; float32 throughout."""
 
@@ -389,6 +418,11 @@ def test_a_mass_matrix_outside_of_the_band() -> None:
 def test_a_solver_that_is_none() -> None:
     with pytest.raises(TypeError, match=r"linear_solver must be like dj.GMRES\(\)"):
         dj.KenCarp4(linear_solver="gmres")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="got GMRES"):
+        dj.FBDF(linear_solver=dj.GMRES)  # type: ignore[arg-type]
+    implicit = dj.DAEProblem(lambda du, u, p, t: du + u, -jnp.ones(2), jnp.ones(2), (0.0, 1.0))
+    with pytest.raises(ValueError, match=r"linear_solver=dj.GMRES\(\) needs an equation M u' = f"):
+        dj.solve(implicit, dj.RadauIIA5(linear_solver=dj.GMRES()))
     with pytest.raises(TypeError, match="preconditioner must be a function"):
         dj.GMRES(preconditioner=1.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="rtol must lie between 0 and 1"):

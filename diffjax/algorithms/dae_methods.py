@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import equinox as eqx
 
+from ..linear.krylov import GMRES
 from .bdf import FBDF
 
 
@@ -26,6 +27,8 @@ class DFBDF(FBDF):
 
     takes: ClassVar[frozenset[str]] = frozenset({"DAEProblem"})
 
+    linear_solver: GMRES | None = eqx.field(static=True, init=False, default=None)
+
 
 class DImplicitEuler(FBDF):
     """The implicit Euler method for a `dj.DAEProblem`: F((u - u_old)/dt, u, p, t) = 0.
@@ -42,3 +45,4 @@ class DImplicitEuler(FBDF):
     takes: ClassVar[frozenset[str]] = frozenset({"DAEProblem"})
 
     max_order: int = eqx.field(static=True, init=False, default=1)
+    linear_solver: GMRES | None = eqx.field(static=True, init=False, default=None)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..linear.coordinates import Coordinates
 from ..linear.dense import Matrix, factorize, row_sum_norm
-from ..linear.krylov import GMRES
+from ..linear.krylov import GMRES, check_linear_solver
 from ..linear.newton import NewtonResult, newton, newton_to_rounding, trusted
 from ..linear.reuse import Matrices, are_kept, renewed, settled
 from .base import Field, Memory, Norm, State, StepResult, TableauMethod
@@ -98,9 +98,7 @@ class ESDIRK(TableauMethod):
     linear_solver: GMRES | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
-        if not isinstance(self.linear_solver, GMRES | None):
-            got = getattr(self.linear_solver, "__name__", type(self.linear_solver).__name__)
-            raise TypeError(f"linear_solver must be like dj.GMRES(), got {got}.")
+        check_linear_solver(self.linear_solver)
 
     @property
     def init_counts(self) -> dict[str, int]:

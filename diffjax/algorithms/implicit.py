@@ -78,6 +78,11 @@ class VectorField:
         """What `shifted` makes the residual's derivatives of."""
         if self.field.slope is None:
             return self.value_and_jacobian(t, v)[1]
+        if self.solver is not None:
+            raise ValueError(
+                "linear_solver=dj.GMRES() needs an equation M u' = f(u, p, t), got a DAEProblem "
+                "F(u', u, p, t) = 0: leave linear_solver out, or write it with a mass_matrix."
+            )
         sparsity, back = self.field.sparsity, self.coordinates.unflatten
         if self.field.jac_args is not None:
             given = self.field.jacobians(t, back(slope), back(v))

@@ -33,6 +33,7 @@ from jaxtyping import Array, Bool, Complex, Float, Int, PyTree
 
 from ..linear.coordinates import Coordinates
 from ..linear.dense import factorize
+from ..linear.krylov import GMRES, check_linear_solver
 from ..linear.newton import NewtonResult, Stop, implicit_solution, newton, relative_size, trusted
 from ..linear.reuse import Matrices, are_kept, renewed, scaled, settled
 from . import tableaus
@@ -111,6 +112,8 @@ class RadauIIA(TableauMethod):
     **Arguments:**
 
     - `tableau`: the coefficients.
+    - `linear_solver`: `dj.GMRES(...)` for large systems, without a matrix; by default matrices are
+        factorised.
     """
 
     takes: ClassVar[frozenset[str]] = frozenset({"ODEProblem", "DAEProblem"})
@@ -118,6 +121,10 @@ class RadauIIA(TableauMethod):
     counted: ClassVar[tuple[str, ...]] = Work._fields
 
     tableau: RadauTableau = eqx.field(static=True)
+    linear_solver: GMRES | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self) -> None:
+        check_linear_solver(self.linear_solver)
 
     def init(self, field: Field, t: Array, u: State) -> Memory:
         coordinates = Coordinates(u)
@@ -125,7 +132,7 @@ class RadauIIA(TableauMethod):
         zero, one = jnp.zeros((), dtype), jnp.ones((), dtype)
         implicit = field.slope is not None
         matrices = None
-        if are_kept(n, field.sparsity):
+        if self.linear_solver is None and are_kept(n, field.sparsity):
             shifts = _shifts(self.tableau)
             matrices = Matrices.none(n, dtype, shifts, field.sparsity, implicit)
         stages = jnp.zeros((3, n), dtype)
@@ -140,7 +147,7 @@ class RadauIIA(TableauMethod):
         coordinates, start = equations.view.coordinates, equations.start
         cache: _Cache = memory.cache
         still = equations.of(jax.lax.stop_gradient(equations.arguments))
-        solver = _StageSolver(still, jax.lax.stop_gradient(u), norm)
+        solver = _StageSolver(still, jax.lax.stop_gradient(u), norm, self.linear_solver)
         solved = solver.solve(jax.lax.stop_gradient(cache))
         done, error, work = solved.newton, None, solved.work
         estimate = solver.estimate(solved, still.start)
@@ -267,8 +274,11 @@ class _Equations:
 class _StageSolver:
     """Solves the equations of a step. Nothing here is differentiated."""
 
-    def __init__(self, equations: _Equations, u: State, norm: Norm | None) -> None:
-        self.equations, self.tableau, self.view = equations, equations.tableau, equations.view
+    def __init__(
+        self, equations: _Equations, u: State, norm: Norm | None, solver: GMRES | None
+    ) -> None:
+        self.equations, self.tableau = equations, equations.tableau
+        self.view = VectorField(equations.field, u, solver, exact=False)
         self.start, self.h, self.u, self.norm = equations.start, equations.h, u, norm
         coordinates = self.view.coordinates
         if norm is None:
@@ -293,8 +303,8 @@ class _StageSolver:
         )
         systems = _Systems(self.tableau, real, complex)
         done = self.attempt(cache, systems)
-        one = jnp.ones((), jnp.int32)
-        return _Solved(done, systems, None, _work(done, one, 2 * one), radius(jacobian))
+        new = jnp.full((), 1 if self.view.solver is None else 0, jnp.int32)
+        return _Solved(done, systems, None, _work(done, new, 2 * new), radius(jacobian))
 
     def _solve_with(self, cache: _Cache, matrices: Matrices) -> _Solved:
         """With matrices that are kept; should they not do, once more with new ones."""
@@ -431,7 +441,7 @@ def _mix(weights: Sequence[Sequence[float]] | Array, stages: Array) -> Array:
     return jnp.stack([sum(terms[1:], start=terms[0]) for terms in sums])
 
 
-def RadauIIA5() -> RadauIIA:
+def RadauIIA5(*, linear_solver: GMRES | None = None) -> RadauIIA:
     """The Radau IIA method of order 5 with 3 stages; L-stable, stiffly accurate, of stage order 3.
 
     For stiff problems of any difficulty and for differential-algebraic equations. Its three stages
@@ -445,4 +455,4 @@ def RadauIIA5() -> RadauIIA:
     !!! example
         `dj.solve(prob, dj.RadauIIA5(), rtol=1e-6)`
     """
-    return RadauIIA(tableaus.RADAU_IIA_5)
+    return RadauIIA(tableaus.RADAU_IIA_5, linear_solver)

@@ -21,7 +21,7 @@ import jax.scipy.linalg as jsl
 from jaxtyping import Array, Bool, Float, Int
 
 from .band import Band, BandFactors, BlockFactors
-from .krylov import MatrixFree
+from .krylov import ComplexMatrixFree, MatrixFree
 
 # A `Dense` matrix, a `Band` or a `MatrixFree`: who only factorises it need not know which.
 Matrix = Any
@@ -40,7 +40,7 @@ def factorize(matrix: Matrix) -> Callable[[Vector], Vector]:
 
     x is not finite if the matrix is singular.
     """
-    if isinstance(matrix, Band | MatrixFree):
+    if isinstance(matrix, Band | MatrixFree | ComplexMatrixFree):
         return matrix.factorize()
     if matrix.shape[0] <= INVERTED:
         inverse = _inverse(jax.lax.stop_gradient(matrix))

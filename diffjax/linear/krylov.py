@@ -6,6 +6,7 @@ Newton-Krylov methods, J. Comput. Phys. 193, 2004.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -30,7 +31,7 @@ class GMRES(eqx.Module):
     """Solve the linear systems of an implicit method by GMRES, from Jacobian-vector products.
 
     For large systems: no matrix is formed. `dj.KenCarp4(linear_solver=dj.GMRES())` is a
-    Newton-Krylov method.
+    Newton-Krylov method; so are all ESDIRK methods, `dj.FBDF`, `dj.QNDF` and `dj.RadauIIA5`.
 
     **Arguments:**
 
@@ -125,8 +126,10 @@ class MatrixFree:
     def __rmul__(self, factor: Array | float) -> "MatrixFree":
         return self._with(self.product, factor * self.scale)
 
-    def shifted(self, scale: Array, mass_times: Product) -> "MatrixFree":
+    def shifted(self, scale: Array, mass_times: Product) -> "MatrixFree | ComplexMatrixFree":
         """scale*M minus this, as scale times M - this/scale."""
+        if jnp.iscomplexobj(scale):
+            return ComplexMatrixFree(self, scale, mass_times)
         return self._with(lambda x: mass_times(x) - self.times(x) / scale, scale)
 
     def with_rows_of(self, other: "MatrixFree", chosen: Array) -> "MatrixFree":
@@ -144,6 +147,14 @@ class MatrixFree:
 
     def factorize(self) -> Product:
         """The function that gives the x with A x = b, for any b."""
+        near = None
+        if self.near_inverse is not None:
+            near = self.near_inverse(1 / jnp.asarray(self.scale))
+        solve = self.solution_of(self.product, near, self.like)
+        return lambda b: solve(b) / self.scale
+
+    def solution_of(self, product: Product, near: Product | None, like: Array) -> Product:
+        """The function that gives the x with product(x) = b; `near` preconditions."""
 
         def found(product: Product, b: Vector, near: Product | None) -> Vector:
             if not self.exact:
@@ -153,20 +164,70 @@ class MatrixFree:
             left = jnp.max(jnp.abs(product(x) - b))
             return jnp.where(left <= eps**_FAILED * jnp.max(jnp.abs(b)), x, jnp.nan)
 
-        near, turned = None, None
-        if self.near_inverse is not None:
-            near = self.near_inverse(1 / jnp.asarray(self.scale))
-            turned = _transposed(near, self.like)
-        return lambda b: (
-            jax.lax.custom_linear_solve(
-                self.product,
-                b,
-                solve=lambda product, b: found(product, b, near),
-                transpose_solve=lambda product, b: found(product, b, turned),
-            )
-            / self.scale
+        turned = None if near is None else _transposed(near, like)
+        return lambda b: jax.lax.custom_linear_solve(
+            product,
+            b,
+            solve=lambda product, b: found(product, b, near),
+            transpose_solve=lambda product, b: found(product, b, turned),
         )
 
 
-def _transposed(product: Product, like: Vector) -> Product:
+class ComplexMatrixFree:
+    """(r + is) M - J for a real J that is known by its products.
+
+    Systems with it are solved as real ones of twice the size, of A = rM - J and B = sM:
+
+        [A -B] [x]   [b]
+        [B  A] [y] = [c].
+
+    What comes near to the inverse of A + B, which is what the user's preconditioner does, makes a
+    preconditioner of the whole: that with A + 2B in the last place. For symmetric matrices without
+    negative eigenvalues those of the product lie between 1/2 and 1.
+
+    Source: Axelsson, Neytcheva, Ahmad, A comparison of iterative methods to solve complex valued
+    linear algebraic systems, Numerical Algorithms 66, 2014.
+    """
+
+    def __init__(self, jacobian: MatrixFree, scale: Array, mass_times: Product) -> None:
+        self.jacobian, self.scale, self.mass_times = jacobian, scale, mass_times
+
+    def factorize(self) -> Callable[[Array], Array]:
+        """The function that gives the complex x with A x = b, for any b."""
+        matrix = self.jacobian
+        real, imaginary = jnp.real(self.scale), jnp.imag(self.scale)
+        total = real + imaginary
+
+        def product(pair: Array) -> Array:
+            masses = jnp.stack([self.mass_times(x) for x in pair])
+            turned = jnp.stack([-masses[1], masses[0]])
+            products = jnp.stack([matrix.times(x) for x in pair])
+            return (real * masses + imaginary * turned - products) / total
+
+        def preconditioned(inverse: Product, pair: Array) -> Array:
+            both = inverse(pair[0] + pair[1])
+            second = inverse(pair[1] - imaginary / total * self.mass_times(both))
+            return jnp.stack([both - second, second])
+
+        near = None
+        if matrix.near_inverse is not None:
+            near = partial(preconditioned, matrix.near_inverse(1 / total))
+        like = jnp.stack([matrix.like, matrix.like])
+        solve = matrix.solution_of(product, near, like)
+
+        def solution(b: Array) -> Array:
+            real, imaginary = solve(jnp.stack([jnp.real(b), jnp.imag(b)])) / total
+            return jax.lax.complex(real, imaginary)
+
+        return solution
+
+
+def _transposed(product: Product, like: Array) -> Product:
     return lambda x: jax.linear_transpose(product, like)(x)[0]
+
+
+def check_linear_solver(solver: object) -> None:
+    """Whether a method can solve its linear systems by this."""
+    if not isinstance(solver, GMRES | None):
+        got = getattr(solver, "__name__", type(solver).__name__)
+        raise TypeError(f"linear_solver must be like dj.GMRES(), got {got}.")
