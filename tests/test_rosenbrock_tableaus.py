@@ -118,6 +118,22 @@ def test_dense_order(tableau: RosenbrockTableau) -> None:
     np.testing.assert_allclose(weights.sum(axis=1), tableau.b, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("tableau", ALL[3:], ids=lambda t: t.name)
+def test_dense_in_the_stiff_limit(tableau: RosenbrockTableau) -> None:
+    """Fast components are those of a cubic of time where it is what drives them, linearly (for
+    Rodas4P and those after it) or through slow components (HW II, section VI.4)."""
+    conditions, weights = Conditions(tableau), np.array(tableau.dense.weights)
+    alpha, limit = conditions.alpha, np.linalg.inv(conditions.beta)
+    nodes = alpha.sum(axis=1)
+    squares, cubes = limit @ nodes**2, limit @ nodes**3
+    for theta in (0.1, 0.5, 0.9):
+        basis = theta * chebvander(2 * theta - 1, weights.shape[1] - 1)[0]
+        b = weights @ basis @ conditions.gamma
+        assert abs(b @ squares - theta**2) < MET
+        assert abs(b @ cubes - theta**3) < MET
+        assert abs(b @ limit @ (nodes * (alpha @ squares)) - theta**3) < MET
+
+
 @TABLEAUS
 def test_stability(tableau: RosenbrockTableau) -> None:
     """A-stable, and R(infinity) = 0: R(z) = 1 + z b (I - z beta)^-1 1 (HW II, section IV.7)."""

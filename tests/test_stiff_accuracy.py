@@ -150,7 +150,8 @@ def hires_between() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "method", ["Rodas5P", "Rodas4", "KenCarp4", "KenCarp58", "Kvaerno5", "RadauIIA5", "FBDF"]
+    "method",
+    ["Rodas5P", "Rodas4", "Rodas4P", "KenCarp4", "KenCarp58", "Kvaerno5", "RadauIIA5", "FBDF"],
 )
 def test_saves_are_as_accurate_as_steps(method: str) -> None:
     """The error at 1,001 points over that at the steps, in units of the tolerance."""

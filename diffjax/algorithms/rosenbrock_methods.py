@@ -51,7 +51,7 @@ def Rodas4() -> Rosenbrock:
 def Rodas4P() -> Rosenbrock:
     """A method of order 4(3) that keeps its order on parabolic and stiff problems; L-stable.
 
-    Its extension is of order 3.
+    Its extension, of order 3, is one for nonlinear problems and not the published one.
 
     Source: Steinebach, Order-reduction of ROW-methods for DAEs and method of lines applications,
     preprint 1741, TH Darmstadt, 1995.
