@@ -332,3 +332,19 @@ def test_a_band_matrix_that_is_singular() -> None:
     )
     sol = dj.solve(prob, dj.Rosenbrock23(), throw=False)
     assert sol.retcode == dj.ReturnCode.initial_failed
+
+
+@pytest.mark.parametrize("moved", [0, 1], ids=["off the constraint", "another multiplier"])
+def test_collocation_after_an_event_at_index_two(moved: int) -> None:
+    """x' = y, 0 = x - sin(t): what an event moves comes back; holding x there is no y to find."""
+    prob = dj.ODEProblem(
+        lambda u, p, t: jnp.stack([u[1], u[0] - jnp.sin(t)]),
+        jnp.array([0.0, 1.0]),
+        (0.0, 2.0),
+        mass_matrix=np.array([1.0, 0.0]),
+    )
+    kick = dj.PresetTimeCallback([1.0], lambda u, p, t: u.at[moved].set(2.0))
+    options = {"callback": kick, "rtol": 1e-6, "atol": 1e-8, "throw": False}
+    sol = dj.solve(prob, dj.RadauIIA5(), initialize="collocation", **options)
+    np.testing.assert_allclose(sol.u_end, [np.sin(2.0), np.cos(2.0)], atol=1e-6)
+    assert dj.solve(prob, dj.RadauIIA5(), **options).retcode == dj.ReturnCode.initial_failed
