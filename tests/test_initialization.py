@@ -277,3 +277,74 @@ def test_other_ways_after_an_event() -> None:
     assert sol.u.dtype == jnp.float32
     wanted = np.array([[2.0, -1.0], [1.0 + np.exp(0.5), -np.exp(0.5)]])
     np.testing.assert_allclose(sol.u, wanted, rtol=1e-3)
+
+
+N = 40
+CHAIN_MASS = np.tile([1.0, 0.0], N)
+
+
+def chain(w: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
+    """Diffusion of u that v consumes, with v^3 + v = u at every point."""
+    u, v = w[::2], w[1::2]
+    padded = jnp.pad(u, 1)
+    du = p * (padded[2:] - 2 * u + padded[:-2]) - v
+    return jnp.stack([du, v**3 + v - u], axis=1).reshape(-1)
+
+
+def implicit_chain(dw: jax.Array, w: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
+    rates = chain(w, p, t)
+    return jnp.where(jnp.asarray(CHAIN_MASS) == 1, dw - rates, rates)
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+def test_a_start_with_a_band_matrix(implicit: bool) -> None:
+    """The state and its derivative are those of dense matrices, of which none is formed."""
+    u0 = jnp.stack([jnp.sin(jnp.arange(1.0, N + 1)), jnp.zeros(N)], axis=1).reshape(-1)
+    method: dj.Algorithm = dj.DFBDF(max_order=1) if implicit else dj.Rosenbrock23()
+
+    def start(p: jax.Array, sparsity: Any) -> tuple[jax.Array, jax.Array]:
+        if implicit:
+            prob: Any = dj.DAEProblem(implicit_chain, jnp.zeros(2 * N), u0, (0.0, 1e-3), p)
+        else:
+            prob = dj.ODEProblem(chain, u0, (0.0, 1e-3), p, mass_matrix=CHAIN_MASS)
+        prob = dj.remake(prob, jac_sparsity=sparsity)
+        sol = dj.solve(prob, method, steps=1, saveat=[0.0, 1e-3], throw=False)
+        return jnp.sum(sol.u * jnp.arange(2.0 * N)[None]), sol.u
+
+    p = jnp.asarray(0.5)
+    (got, there), slope = jax.value_and_grad(start, has_aux=True)(p, (2, 2))
+    (wanted, states), dense = jax.value_and_grad(start, has_aux=True)(p, None)
+    v = there[0, 1::2]
+    np.testing.assert_allclose(v**3 + v, u0[::2], atol=1e-9)
+    np.testing.assert_allclose(there, states, atol=1e-11)
+    np.testing.assert_allclose([got, slope], [wanted, dense], rtol=1e-9)
+    assert f"[{2 * N},{2 * N}]" not in str(jax.make_jaxpr(lambda p: start(p, (2, 2)))(p))
+
+
+def test_a_band_matrix_that_is_singular() -> None:
+    """An algebraic variable that no equation has: no start is found, as with dense matrices."""
+
+    def open_end(w: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
+        return chain(w, p, t).at[7].set(w[6] - 5.0)
+
+    prob = dj.ODEProblem(
+        open_end, jnp.ones(2 * N), (0.0, 1.0), 0.5, mass_matrix=CHAIN_MASS, jac_sparsity=(2, 2)
+    )
+    sol = dj.solve(prob, dj.Rosenbrock23(), throw=False)
+    assert sol.retcode == dj.ReturnCode.initial_failed
+
+
+@pytest.mark.parametrize("moved", [0, 1], ids=["off the constraint", "another multiplier"])
+def test_collocation_after_an_event_at_index_two(moved: int) -> None:
+    """x' = y, 0 = x - sin(t): what an event moves comes back; holding x there is no y to find."""
+    prob = dj.ODEProblem(
+        lambda u, p, t: jnp.stack([u[1], u[0] - jnp.sin(t)]),
+        jnp.array([0.0, 1.0]),
+        (0.0, 2.0),
+        mass_matrix=np.array([1.0, 0.0]),
+    )
+    kick = dj.PresetTimeCallback([1.0], lambda u, p, t: u.at[moved].set(2.0))
+    options = {"callback": kick, "rtol": 1e-6, "atol": 1e-8, "throw": False}
+    sol = dj.solve(prob, dj.RadauIIA5(), initialize="collocation", **options)
+    np.testing.assert_allclose(sol.u_end, [np.sin(2.0), np.cos(2.0)], atol=1e-6)
+    assert dj.solve(prob, dj.RadauIIA5(), **options).retcode == dj.ReturnCode.initial_failed

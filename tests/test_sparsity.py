@@ -160,7 +160,8 @@ def test_few_directional_derivatives() -> None:
     ring = (
         full_band(20, 1, 1).toarray() | np.eye(20, k=19, dtype=bool) | np.eye(20, k=-19, dtype=bool)
     )
-    plane = sparse.csr_array(sparse.kron(ring, np.eye(20)) + sparse.kron(np.eye(20), ring))
+    ring, eye = sparse.coo_array(ring), sparse.eye_array(20)
+    plane = sparse.csr_array(sparse.kron(ring, eye) + sparse.kron(eye, ring))
     sparsity = Sparsity.of_pattern(plane != 0)
     assert sparsity.band is not None
     assert sparsity.band.is_wide

@@ -109,6 +109,20 @@ def rows_of(chosen: Bool[Array, " n"], matrix: Matrix, other: Matrix) -> Matrix:
     return jnp.where(chosen[:, None], matrix, other)
 
 
+def columns_of(chosen: Bool[Array, " n"], matrix: Matrix, other: Matrix) -> Matrix:
+    """The chosen columns of a matrix, and the rest of another of the same form."""
+    if isinstance(matrix, Band):
+        return other.with_columns_of(matrix, chosen)
+    return jnp.where(chosen[None, :], matrix, other)
+
+
+def with_columns_scaled(matrix: Matrix) -> Matrix:
+    """The matrix with columns of similar size."""
+    if isinstance(matrix, Band):
+        return matrix.with_columns_scaled()
+    return matrix / jnp.max(jnp.abs(matrix), axis=0, keepdims=True)
+
+
 def mass_times(mass: Array | None, x: Vector) -> Vector:
     """M x; M is given as in `shifted`."""
     if mass is None:
@@ -128,13 +142,16 @@ def times(matrix: Matrix, x: Vector) -> Vector:
     return jnp.stack([sum(row[1:], start=row[0]) for row in terms])
 
 
-def is_regular(matrix: Dense) -> Bool[Array, ""]:
+def is_regular(matrix: Matrix) -> Bool[Array, ""]:
     """Whether a matrix is not singular to rounding, in the 1-norm and with its rows scaled.
 
     A singular Jacobian belongs to a root that is not isolated, such as an equilibrium with a
     conserved quantity: rounding would decide which of its neighbours is found, and what its
     derivative is.
     """
+    if isinstance(matrix, Band):
+        rounding = 10 * matrix.shape.n * float(jnp.finfo(matrix.rows.dtype).eps)
+        return matrix.with_rows_scaled().condition() * rounding < 1
     largest = jnp.max(jnp.abs(matrix), axis=1, keepdims=True)
     scaled = matrix / largest
     rounding = 10 * matrix.shape[0] * float(jnp.finfo(matrix.dtype).eps)

@@ -30,14 +30,21 @@ from ..algorithms.base import Field, State
 from ..algorithms.implicit import VectorField
 from ..linear.coordinates import Coordinates
 from ..linear.damped import damped_newton
-from ..linear.dense import factorize, is_regular
+from ..linear.dense import (
+    Matrix,
+    columns_of,
+    factorize,
+    is_regular,
+    rows_of,
+    times,
+    with_columns_scaled,
+)
 from ..linear.jacobian import varying_like
 from ..linear.newton import implicit_solution
 from .lanes import one_or_many
 from .plan import Inputs, Plan, Settings
 
 Vector = Float[Array, " n"]
-Matrix = Float[Array, "n n"]
 
 HOW = ("brown", "collocation", "check")
 # The statistics that it adds to.
@@ -95,8 +102,8 @@ class _Brown:
     def matrix(self, view: VectorField, x: Vector, given: _Given) -> Matrix:
         """Minus the residual's Jacobian."""
         _, jacobian = view.value_and_jacobian(given.t, x)
-        mass = view.shifted(jnp.ones((), x.dtype), jnp.zeros_like(jacobian))
-        return jnp.where(_algebraic(view)[:, None], -jacobian, mass)
+        mass = view.shifted(jnp.ones((), x.dtype), 0.0 * jacobian)
+        return rows_of(_algebraic(view), -1.0 * jacobian, mass)
 
 
 class _ImplicitBrown(_Brown):
@@ -114,7 +121,7 @@ class _ImplicitBrown(_Brown):
 
     def matrix(self, view: VectorField, x: Vector, given: _Given) -> Matrix:
         of_slope, of_state = view.jacobian(given.t, *self.state(x, given))
-        return jnp.where(given.differential[None, :] == 1, of_slope, of_state)
+        return columns_of(given.differential == 1, of_slope, of_state)
 
     def complete(self, view: VectorField, x: Vector, given: _Given) -> Vector:
         """The derivative of every variable: algebraic ones follow from that of the equations."""
@@ -203,13 +210,13 @@ class Consistency(eqx.Module):
         x, found, work = one_or_many(solve, solve, *still, native=self.native)
         if self.how == "collocation":
             # Of a matrix without rows of zeros there is no telling whether the state would do.
-            judged = implicit or jnp.any(_algebraic(VectorField(field.with_dense_jacobian(), u)))
+            judged = implicit or jnp.any(_algebraic(VectorField(field, u)))
             fits = jnp.all(inconsistency(*frozen, self.rtol, self.atol) <= 1)
             x = jnp.where(judged & fits, given.u, x)
         x = _with_derivative(equation, field, u, x, given)
         end, slope = equation.state(x, given)
         if isinstance(equation, _ImplicitBrown):
-            slope = equation.complete(VectorField(field.with_dense_jacobian(), u), x, given)
+            slope = equation.complete(VectorField(field, u), x, given)
         slope = coordinates.unflatten(slope) if implicit else None
         return _if_found(coordinates.unflatten(end), slope, found, work)
 
@@ -231,13 +238,15 @@ def consistent_start(plan: Plan, inputs: Inputs, consistency: Consistency) -> St
 
 def _differential(field: Field, t: Array, u: State, said: tuple[bool, ...] | None) -> Vector:
     """Of each variable one if it is differential, else zero."""
-    view = VectorField(field.with_dense_jacobian(), u)
+    view = VectorField(field, u)
     flatten = view.coordinates.flatten
     if said is not None:
         flags = jnp.asarray(said)
     else:
         of_slope, _ = view.jacobian(t, flatten(u), flatten(field.slope))
-        flags = jnp.any(of_slope != 0, axis=0)
+        sizes = jtu.tree_map(jnp.abs, of_slope)
+        ones = jnp.ones(view.coordinates.size, view.coordinates.dtype)
+        flags = jax.linear_transpose(lambda x: times(sizes, x), ones)(ones)[0] != 0
     return flags.astype(view.coordinates.dtype)
 
 
@@ -246,7 +255,7 @@ def inconsistency(field: Field, t: Array, u: State, rtol: PyTree, atol: PyTree) 
 
     One is what changes of the state within the tolerance make of it; other equations have zero.
     """
-    view = VectorField(field.with_dense_jacobian(), u)
+    view = VectorField(field, u)
     start = view.coordinates.flatten(u)
     tolerance = _tolerance(rtol, atol, view.coordinates)
     slope = None if field.slope is None else view.coordinates.flatten(field.slope)
@@ -259,7 +268,7 @@ def inconsistency(field: Field, t: Array, u: State, rtol: PyTree, atol: PyTree) 
         of_slope, of_state = view.jacobian(t, start, slope)
         parts = [(of_state, start), (of_slope, slope)]
     allowed = sum(
-        (jnp.sum(jnp.abs(matrix) * tolerance(x)[None, :], axis=1) for matrix, x in parts),
+        (times(jtu.tree_map(jnp.abs, matrix), tolerance(x)) for matrix, x in parts),
         jnp.zeros_like(value),
     )
     excess = jnp.abs(value) / jnp.maximum(allowed, float(jnp.finfo(allowed.dtype).tiny))
@@ -290,7 +299,7 @@ def _solve(
     equation: _Brown, field: Field, u: State, rtol: PyTree, atol: PyTree, given: _Given
 ) -> tuple[Vector, Array, Array]:
     """The state without its derivative, whether it is one, and the work it took."""
-    view = VectorField(field.with_dense_jacobian(), u)
+    view = VectorField(field, u)
     tolerance = _tolerance(rtol, atol, view.coordinates)
 
     def size(correction: Vector, x: Vector) -> Array:
@@ -303,7 +312,7 @@ def _solve(
     root = damped_newton(lambda x: equation.residual(view, x, given), matrix, size, start)
     at_root = matrix(root.x)
     # The variables may have very different units.
-    found = root.converged & is_regular(at_root / jnp.max(jnp.abs(at_root), axis=0, keepdims=True))
+    found = root.converged & is_regular(with_columns_scaled(at_root))
     work = (root.evaluations, root.corrections + 1, root.corrections, root.evaluations)
     return root.x, found, jnp.stack(work)
 
@@ -314,7 +323,7 @@ def _with_derivative(equation: _Brown, field: Field, u: State, x: Vector, given:
 
     def parts(arguments: tuple[Array, ...]) -> tuple[VectorField, _Given]:
         field, given = jtu.tree_unflatten(structure, arguments)
-        return VectorField(field.with_dense_jacobian(), u), given
+        return VectorField(field, u), given
 
     def residual(x: Vector, *arguments: Array) -> Vector:
         view, given = parts(arguments)
