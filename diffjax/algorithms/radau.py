@@ -32,7 +32,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Complex, Float, Int, PyTree
 
 from ..linear.coordinates import Coordinates
-from ..linear.dense import factorize
+from ..linear.dense import after, factorize
 from ..linear.krylov import GMRES, check_linear_solver
 from ..linear.newton import NewtonResult, Stop, implicit_solution, newton, relative_size, trusted
 from ..linear.reuse import Matrices, are_kept, renewed, scaled, settled
@@ -297,10 +297,12 @@ class _StageSolver:
         if cache.matrices is not None:
             return self._solve_with(cache, cache.matrices)
         jacobian = self.jacobian()
-        real, complex = (
-            factorize(self.view.shifted(scaled(shift, 1 / self.h), jacobian))
+        first, second = (
+            self.view.shifted(scaled(shift, 1 / self.h), jacobian)
             for shift in _shifts(self.tableau)
         )
+        real = factorize(first)
+        complex = factorize(after(real(self.start), second))
         systems = _Systems(self.tableau, real, complex)
         done = self.attempt(cache, systems)
         new = jnp.full((), 1 if self.view.solver is None else 0, jnp.int32)

@@ -18,6 +18,7 @@ import jax
 import jax.custom_batching
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
+import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int
 
 from .band import Band, BandFactors, BlockFactors
@@ -82,6 +83,21 @@ def factors_of(matrix: Matrix) -> Factors:
     if isinstance(matrix, Band):
         return matrix.factors()
     return DenseFactors(*jsl.lu_factor(jax.lax.stop_gradient(matrix)))
+
+
+def after(done: Array, matrix: Matrix) -> Matrix:
+    """A matrix that is known only when something else is: another one's factors.
+
+    Of two factorisations that do not depend on each other XLA's CPU backend may begin both. Those
+    of many lanes by LAPACK are each shared out among the threads of one pool, and wait there for
+    their shares; two of them on two cores then may wait for ever (jaxlib 0.10).
+    """
+    if isinstance(matrix, MatrixFree | ComplexMatrixFree):
+        return matrix
+    first = jnp.real(jax.lax.stop_gradient(done).ravel()[0])
+    # Zero, unless all is lost; but for the compiler it depends on what is done.
+    held = jnp.where(jnp.isnan(first), first, 0)
+    return jtu.tree_map(lambda x: x + held.astype(x.dtype), matrix)
 
 
 def shifted(scale: Array, mass: Array | None, matrix: Matrix) -> Matrix:

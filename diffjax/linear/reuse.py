@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .dense import Factors, Matrix, factors_of
+from .dense import Factors, Matrix, after, factors_of
 from .sparsity import Sparsity
 
 Shifts = tuple[float | complex, ...]
@@ -103,7 +103,13 @@ def renewed(
     matrix = _if_wanted(want_jacobian, jacobian, old.jacobian)
 
     def factors() -> tuple[Factors, ...]:
-        return tuple(factors_of(shifted(scaled(shift, scale), matrix)) for shift in shifts)
+        made: list[Factors] = []
+        for shift in shifts:
+            system = shifted(scaled(shift, scale), matrix)
+            if made:
+                system = after(jtu.tree_leaves(made[-1])[0], system)
+            made.append(factors_of(system))
+        return tuple(made)
 
     new = Matrices(
         jacobian=matrix,
