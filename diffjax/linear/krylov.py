@@ -227,7 +227,7 @@ def _transposed(product: Product, like: Array) -> Product:
 
 
 def check_linear_solver(solver: object) -> None:
-    """Whether a method can solve its linear systems by this."""
+    """Raise unless a method can solve its linear systems by this."""
     if not isinstance(solver, GMRES | None):
         got = getattr(solver, "__name__", type(solver).__name__)
         raise TypeError(f"linear_solver must be like dj.GMRES(), got {got}.")
