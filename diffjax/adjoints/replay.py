@@ -362,8 +362,10 @@ class Replay:
         """`step(carry, inside)`, looking inside the step only if something may be saved there."""
         if not saving:
             return step(carry, False)
-        # What saves need may cost evaluations, which a step without one should not pay.
-        if not self.plan.alg.dense_counts:
+        # What saves need may cost evaluations, which a step without one should not pay; but of
+        # steps with implicit stages a second copy takes many seconds to compile.
+        costs = self.plan.alg.dense_counts
+        if not costs or "nfactor" in costs:
             return step(carry, True)
         saves = any_of(due())
         carry = when(saves, lambda c: step(c, True), carry)
