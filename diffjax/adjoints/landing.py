@@ -51,7 +51,7 @@ class AdaptiveLanding(AdaptiveStepper):
             u=inputs.u0,
             dt=dt.astype(dtype),
             memory=Memory(),
-            control=plan.controller.init(plan.error_exponent, dtype),
+            control=plan.controller.init(),
             naccept=zero,
             nreject=zero,
             next_stop=None,

@@ -118,7 +118,7 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         control = settings.control
         if control is None:
             assert plan.controller is not None
-            control = plan.controller.init(plan.error_exponent, dtype)
+            control = plan.controller.init()
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(inputs.u0)]))
         next_stop = None
         if inputs.stops is not None:
@@ -279,7 +279,7 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         )
         breaks = watch.events.any_of(watch.events.acts, at.events.fired) | at.located
         assert self.plan.controller is not None
-        fresh = self.plan.controller.init(self.plan.error_exponent, step.t.dtype)
+        fresh = self.plan.controller.init()
         control = where(breaks, fresh, state.control)
         state = state._replace(**ending._asdict(), control=control)
         # How far a step goes that was cut at a root does not follow from the stop.

@@ -32,17 +32,17 @@ def _log_error(error: Array) -> Float[Array, ""]:
 class Controller(eqx.Module):
     """Base class of step-size controllers: `init` and `factor`."""
 
-    def init(self, order: float, dtype: jnp.dtype) -> PyTree[Array]:
-        """What the controller remembers before the first step.
-
-        `order` is that of the local error estimate plus one: the error scales as dt**order.
-        """
+    def init(self) -> PyTree[Array]:
+        """What the controller remembers before the first step."""
         raise NotImplementedError
 
     def factor(
         self, error: Float[Array, ""], accepted: Array, first: Array, memory: PyTree, order: float
     ) -> tuple[Float[Array, ""], PyTree]:
-        """The factor for the next step and the memory after an accepted one."""
+        """The factor for the next step and the memory after an accepted one.
+
+        `order` is that of the local error estimate plus one: the error scales as dt**order.
+        """
         raise NotImplementedError
 
 
@@ -74,7 +74,7 @@ class PIDController(Controller):
     max_factor: float = eqx.field(static=True, default=MAX_FACTOR)
     first_max_factor: float = eqx.field(static=True, default=FIRST_MAX_FACTOR)
 
-    def init(self, order: float, dtype: jnp.dtype) -> PyTree[Array]:
+    def init(self) -> PyTree[Array]:
         """Logarithms of the last one or two accepted errors, none for the I controller."""
         remembered = 2 if self.beta3 else (1 if self.beta2 else 0)
         return tuple(jnp.zeros((), jnp.float32) for _ in range(remembered))
