@@ -181,6 +181,56 @@ def test_saves_are_stepped_on(alg: dj.Algorithm) -> None:
         np.testing.assert_allclose(sol.u[:, 0], path(sol.t)[:, 0], atol=1e-12)
 
 
+@pytest.mark.parametrize("alg", [dj.EM(), dj.SRIW1()], ids=lambda alg: alg.name)
+def test_fixed_steps_end_on_save_times_that_are_traced(alg: dj.Algorithm) -> None:
+    """As on those that are known, in every lane and derivative: the increments scale with steps."""
+
+    def saved(ts: jax.Array, p: jax.Array = P) -> jax.Array:
+        sol = dj.solve(PROB, alg, p=p, key=KEY, dt=0.1, adaptive=False, saveat=ts, tstops=(0.6,))
+        return jnp.concatenate([sol.u, sol.noise(ts)])
+
+    times = jnp.array([[0.0, 0.33, 0.33, 1.0], [0.1, 0.2, 0.21, 0.9999999], [0.6, 0.7, 0.8, 0.9]])
+    known = jnp.stack([saved(ts) for ts in times])
+    np.testing.assert_allclose(jax.jit(jax.vmap(saved))(times), known, rtol=1e-12)
+    np.testing.assert_allclose(jax.vmap(saved)(times), known, rtol=1e-12)
+
+    def loss(ts: jax.Array, p: jax.Array) -> jax.Array:
+        return jnp.sum(saved(ts, p) ** 2)
+
+    by_p = jax.jit(jax.vmap(jax.grad(loss, 1), (0, None)))(times, P)
+    known = jnp.stack([jax.grad(loss, 1)(ts, P) for ts in times])
+    np.testing.assert_allclose(by_p, known, rtol=1e-10)
+    times, h = jnp.array([0.1, 0.33, 0.64, 0.9]) + 0.02, 1e-6
+    slope = jax.jit(jax.grad(loss))(times, P)
+    moved = [loss(times + x, P) for x in h * np.concatenate([np.eye(4), -np.eye(4)])]
+    difference = (np.array(moved[:4]) - np.array(moved[4:])) / (2 * h)
+    np.testing.assert_allclose(slope, difference, rtol=1e-6)
+
+
+def test_traced_times_backwards_in_single_precision() -> None:
+    """Of a span that is traced too; what is left over of the steps adds no noise."""
+    prob = dj.remake(PROB, u0=jnp.ones(2, jnp.float32), p=P.astype(jnp.float32))
+
+    @jax.jit
+    def solved(start: jax.Array) -> Any:
+        sol = dj.solve(
+            prob,
+            dj.EM(),
+            tspan=(start, jnp.float32(0)),
+            key=KEY,
+            steps=16,
+            saveat=lambda t0, t1: jnp.stack([t0, t0 - 0.3, t1]),
+        )
+        return sol.u, sol.stats.naccept, sol.noise(jnp.array([0.0, 0.7], jnp.float32))
+
+    u, taken, noise = solved(jnp.float32(1))
+    known = dj.solve(prob, dj.EM(), tspan=(1.0, 0.0), key=KEY, steps=16, saveat=[1.0, 0.7, 0.0])
+    assert u.dtype == jnp.float32
+    assert taken == known.stats.naccept == 17
+    np.testing.assert_allclose(u, known.u, rtol=1e-5)
+    np.testing.assert_allclose(noise, known.noise(np.array([0.0, 0.7])), rtol=1e-5)
+
+
 @pytest.mark.parametrize("options", [EM_STEPS, ADAPTIVE], ids=["fixed", "adaptive"])
 def test_the_noise_can_be_read_back(options: dict[str, Any]) -> None:
     """And drives the same solution when it is given as a path; a resumed solve has other noise."""

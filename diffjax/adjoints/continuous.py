@@ -196,9 +196,9 @@ class Backward:
         if plan.fixed_dt is not None:
             return jnp.asarray(plan.fixed_dt, inputs.t0.dtype)
         assert plan.fixed_steps is not None
-        if plan.grid is not None:
-            pairs = zip(plan.grid[1:], plan.grid[:-1], strict=True)
-            return jnp.asarray(max((b - a for b, a in pairs), default=1.0), inputs.t0.dtype)
+        if inputs.grid is not None:
+            longest = jnp.max(jnp.diff(inputs.grid), initial=0)
+            return jnp.where(longest > 0, longest, 1)
         return (inputs.t1 - inputs.t0) / max(plan.fixed_steps, 1)
 
     def stepper(
