@@ -43,6 +43,7 @@ class Options(NamedTuple):
 
     - `saves_move`: there may be derivatives with respect to times to save at.
     - `saves_end`: the last of the solve's own is the end of the span, for certain.
+    - `steps_on_saves`: fixed steps end on save times that are not known yet.
     """
 
     alg: Algorithm
@@ -55,6 +56,7 @@ class Options(NamedTuple):
     save_every: bool
     saves_move: bool
     saves_end: bool
+    steps_on_saves: bool
     save_idxs: Any
     dense: bool
     estimates: bool

@@ -25,7 +25,7 @@ from .problems.jump import JumpProblem, is_pure_jump
 from .problems.jump_kinds import RegularJump
 from .problems.parts import is_array
 from .problems.pattern import Pattern
-from .solution import concrete
+from .solution import concrete, concrete_one
 from .stepping.initialization import HOW
 
 # A relative tolerance below this many units of rounding cannot be met.
@@ -170,7 +170,7 @@ def check_kind_of_noise(alg: Algorithm, prob: Problem) -> None:
 def check_mass_in_pattern(prob: Problem) -> None:
     """Raise on a dense mass matrix that has entries where `jac_sparsity` allows none."""
     given, mass = (prob.arguments().get(name) for name in ("jac_sparsity", "mass_matrix"))
-    value = None if mass is None or np.ndim(mass) != 2 else concrete(mass)
+    value = None if mass is None or np.ndim(mass) != 2 else concrete_one(mass)
     if value is None or not isinstance(given, tuple | Pattern):
         return
     n = value.shape[0]
@@ -217,7 +217,7 @@ def check_steps(alg: Algorithm, adaptive: bool, dt: Any, steps: Any, max_steps: 
     if fixed and dt is None and steps is None:
         why = "adaptive=False" if has_estimate else f"{alg.name} has no error estimate"
         raise ValueError(f"{why}: give dt=, the size of a step, or steps=, their number.")
-    if fixed and steps is None and concrete(dt) is None:
+    if fixed and steps is None and concrete_one(dt) is None:
         raise ValueError("dt must be a number where steps are fixed; give steps= to trace it.")
     return fixed
 
@@ -263,7 +263,7 @@ def check_saving(saveat: Any, save_idxs: Any, save_fn: Any, prob: Problem) -> No
     if np.ndim(saveat) == 0:
         _check_spacing(saveat, prob)
         return
-    times = concrete(jnp.asarray(saveat)) if not isinstance(saveat, np.ndarray) else saveat
+    times = saveat if isinstance(saveat, np.ndarray) else concrete_one(jnp.asarray(saveat))
     if times is not None:
         _check_times("saveat", np.asarray(times), known_ends(prob))
 
@@ -316,7 +316,7 @@ def check_tstops(tstops: Any, prob: Problem, fixed: bool) -> None:
         return
     # Numbers are known even while a jit around traces what is made of them.
     known = all(isinstance(t, int | float | np.number) for t in tstops)
-    times = np.asarray(tstops) if known else concrete(jnp.asarray(tstops))
+    times = np.asarray(tstops) if known else concrete_one(jnp.asarray(tstops))
     if times is not None:
         _check_times("tstops", times, known_ends(prob))
     static = all(isinstance(t, float) for t in prob.tspan)

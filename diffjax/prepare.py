@@ -23,6 +23,7 @@ from .problems.parts import Parts, UserFunction, is_array
 from .progress import report
 from .ready import Ready, Times
 from .stepping.equation import trace_equation
+from .stepping.fixed import FixedGrid
 from .stepping.happenings import events_at_start
 from .stepping.initialization import Consistency, consistent_start
 from .stepping.layout import Layout
@@ -30,7 +31,7 @@ from .stepping.plan import Inputs, Plan, Settings
 from .stepping.trace import check_saved, trace_diffusion, trace_saving
 from .stepping.trace_events import EventTracer, in_span, may_start, owners_of, scheduled_stops
 from .stepping.trees import where
-from .times import ends_of_steps, fixed_plan, merged, times_of, with_savers
+from .times import ends_of_steps, fixed_grid, merged, times_of, with_savers
 from .varying import mesh_axes, vary_over
 
 
@@ -150,6 +151,7 @@ class _Traced(NamedTuple):
 
     - `field`, `save_args`: of the equation and of what is saved; `events` those of the callbacks.
     - `diffusion`: the arguments of g, and how many noises it asks for.
+    - `grid`: where fixed steps end.
     """
 
     plan: Plan
@@ -158,6 +160,7 @@ class _Traced(NamedTuple):
     saved_shapes: Any
     events: Any
     diffusion: tuple[Any, int]
+    grid: FixedGrid | None
 
 
 def _trace(laid: _Laid, arguments: Arguments, options: Options) -> _Traced:
@@ -180,16 +183,16 @@ def _trace(laid: _Laid, arguments: Arguments, options: Options) -> _Traced:
     save_jaxpr, save_args, saved_shapes = trace_saving(save, *where_and_when)
     if saved_shapes is not None:
         check_saved(save_jaxpr, changing)
-    fixed_steps, fixed_dt, grid = fixed_plan(times, arguments, options)
+    grid = fixed_grid(times, arguments, options)
     plan = Plan(
         alg=Accompanied(options.alg, changing) if changing or alarms is not None else options.alg,
         field_jaxpr=field.jaxpr,
         save_jaxpr=save_jaxpr,
         controller=options.controller,
         max_steps=options.max_steps,
-        fixed_steps=fixed_steps,
-        fixed_dt=fixed_dt,
-        grid=grid,
+        fixed_steps=None if grid is None else grid.steps,
+        fixed_dt=None if grid is None else grid.dt,
+        leftover=grid is not None and grid.leftover,
         every_step=options.save_every or options.dense or options.estimates,
         ends_on_save=options.saves_end,
         progress=report if options.progress else None,
@@ -203,7 +206,7 @@ def _trace(laid: _Laid, arguments: Arguments, options: Options) -> _Traced:
     if laid.callbacks:
         plan_events, events = tracer.events(options.max_events)
         plan = dataclasses.replace(plan, events=plan_events)
-    return _Traced(plan, field, save_args, saved_shapes, events, (diffusion_args, dim))
+    return _Traced(plan, field, save_args, saved_shapes, events, (diffusion_args, dim), grid)
 
 
 def _saves(laid: _Laid, options: Options) -> Array | None:
@@ -226,7 +229,7 @@ def _inputs(laid: _Laid, traced: _Traced, arguments: Arguments, options: Options
     times, field, events = laid.times, traced.field, traced.events
     stops = _stops(laid, arguments, options)
     if events is not None and laid.scheduled:
-        ends = ends_of_steps(traced.plan, stops, times)
+        ends = ends_of_steps(traced.grid, stops, times)
         events = events._replace(owners=owners_of(ends, laid.scheduled))
     return Inputs(
         u0=laid.layout.ravel(laid.state),
@@ -236,6 +239,7 @@ def _inputs(laid: _Laid, traced: _Traced, arguments: Arguments, options: Options
         t1=times.t1,
         saves=_saves(laid, options),
         stops=stops,
+        grid=None if traced.grid is None else traced.grid.times,
         mass=field.mass,
         jac_args=field.jac_args,
         slope=_initial_slope(laid),

@@ -11,17 +11,15 @@ import numpy as np
 
 from .checks import SPAN_SLACK, known_ends
 from .problems.base import Problem
-from .solution import concrete
+from .solution import concrete_one
 from .times import spaced
 
 
 def stops_at_saves(
     prob: Problem, saveat: Any, stops: Any, dt: Any, steps: int | None
-) -> tuple[float, ...]:
-    """The save times, if fixed steps with these `stops` would pass one without ending on it.
-
-    **Raises:** `ValueError` if the save times or the span are not known.
-    """
+) -> tuple[float, ...] | None:
+    """The save times, if fixed steps with these `stops` would pass one without ending on it; None
+    if the save times or the span are not known yet."""
     if saveat is None:
         return ()
     ends = known_ends(prob)
@@ -30,13 +28,9 @@ def stops_at_saves(
         with jax.ensure_compile_time_eval():
             times = saveat(*ends) if callable(saveat) else saveat
             times = spaced(*ends, float(times)) if np.ndim(times) == 0 else times
-            times = concrete(jnp.asarray(times))
+            times = concrete_one(jnp.asarray(times))
     if ends is None or times is None:
-        raise ValueError(
-            "saveat with the fixed steps of a stochastic problem needs times and a tspan of known "
-            "numbers, which the steps are made to end on; let saveat be None or 'steps', or take "
-            "adaptive steps."
-        )
+        return None
     t0, t1 = ends
     size = abs(t1 - t0) / steps if steps is not None else abs(float(dt))
     # A time that only rounding keeps off the end of a step is there: a step between the two would

@@ -136,3 +136,9 @@ def concrete(x: Any) -> np.ndarray | None:
         x, jax.Array | np.ndarray | np.generic | int | float | complex | list | tuple
     )
     return np.asarray(x) if known else None
+
+
+def concrete_one(x: Any) -> np.ndarray | None:
+    """As `concrete`, but None too where lanes of a `vmap` have values of their own."""
+    value = concrete(x)
+    return value if value is not None and value.shape == np.shape(x) else None

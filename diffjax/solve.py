@@ -291,10 +291,13 @@ def judge(
     checks.check_noise(prob, alg, wanted, path, antithetic, fixed)
     if jumps is not None:
         checks.check_takes_callbacks(adjoint, default)
+    steps_on_saves = False
     if prob.stochastic and fixed and not every_step:
         # Between its steps a path is not known; so they are made to end on the save times.
         for times in (saveat, *(saver.times for saver in savers)):
-            tstops = (*tstops, *stops_at_saves(prob, times, tstops, dt, steps))
+            at_saves = stops_at_saves(prob, times, tstops, dt, steps)
+            steps_on_saves |= at_saves is None
+            tstops = (*tstops, *(at_saves or ()))
 
     arguments = Arguments(
         problem=prob,
@@ -324,6 +327,7 @@ def judge(
         save_every=every_step,
         saves_move=saves_move([saveat, *(saver.times for saver in savers)], prob),
         saves_end=not every_step and saves_end(saveat, prob),
+        steps_on_saves=steps_on_saves,
         save_idxs=_hashable(save_idxs),
         dense=dense,
         estimates=estimates,

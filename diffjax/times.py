@@ -14,7 +14,6 @@ from .events.library import SavingCallback
 from .problems.parts import UserFunction
 from .ready import Times, turned
 from .stepping.fixed import FixedGrid, time_on
-from .stepping.plan import Plan
 
 
 def times_of(arguments: Arguments, tspan: Any, dtype: Any) -> Times:
@@ -70,31 +69,59 @@ def spaced(t0: float, t1: float, spacing: float) -> np.ndarray:
     return np.append(times, t1)
 
 
-def fixed_plan(
-    times: Times, arguments: Arguments, options: Options
-) -> tuple[int | None, float | None, tuple[float, ...] | None]:
-    """`fixed_steps`, `fixed_dt` and `grid` of the plan."""
+def fixed_grid(times: Times, arguments: Arguments, options: Options) -> FixedGrid | None:
+    """Where fixed steps end; None for adaptive ones."""
     if not options.fixed:
-        return None, None, None
-    if options.steps is not None and arguments.tstops is None:
-        # Of a static span the size of a step is known to more digits than the time has.
-        span = times.span
-        return options.steps, None if span is None else abs(span[1] - span[0]) / options.steps, None
-    if times.span is None:
+        return None
+    if times.span is None and options.steps is None:
         raise ValueError(
             "dt with fixed steps needs a tspan of Python numbers; for a traced tspan give steps=."
         )
+    if options.steps is not None and arguments.tstops is None and not options.steps_on_saves:
+        # Of a static span the size of a step is known to more digits than the time has.
+        span = times.span
+        return FixedGrid(options.steps, span and abs(span[1] - span[0]) / options.steps)
+    if times.span is None:
+        assert options.steps is not None
+        return _grid_over(
+            times, arguments.tstops, (times.t1 - times.t0) / options.steps, options.steps
+        )
     t0, t1 = times.span
     dt = abs(t1 - t0) / options.steps if options.steps is not None else arguments.dt
+    whole = len(spaced(t0, t1, dt)) - 1 if t1 != t0 else 0
+    if options.steps_on_saves:
+        return _grid_over(times, arguments.tstops, jnp.asarray(dt, times.t0.dtype), whole)
     if arguments.tstops is None:
-        return len(spaced(t0, t1, dt)) - 1 if t1 != t0 else 0, dt, None
+        return FixedGrid(whole, dt)
     turn = times.direction
     inner = [turn * t for t in arguments.tstops if turn * t0 < turn * t < turn * t1]
     marks = [turn * t0, *inner, turn * t1]
     grid = [turn * t0]
     for start, end in pairwise(marks):
         grid.extend(spaced(start, end, dt)[1:].tolist())
-    return len(grid) - 1, dt, tuple(grid)
+    return FixedGrid(len(grid) - 1, dt, jnp.asarray(grid, times.t0.dtype))
+
+
+def _grid_over(times: Times, stops: tuple[float, ...] | None, size: Array, most: int) -> FixedGrid:
+    """Steps of a size, at most so many of which fill the span, that end on save times not known
+    yet and count anew from each; left over are as many as there might have been more."""
+    t0, t1, dtype = times.t0, times.t1, times.t0.dtype
+    inner = [] if times.saves is None else [times.saves]
+    if stops is not None:
+        inner.append(jnp.asarray(stops, dtype) * times.direction)
+    marks = jnp.clip(jnp.sort(jnp.concatenate(inner)), t0, t1)
+    starts = jnp.concatenate([t0[None], marks])
+    lengths = jnp.concatenate([marks, t1[None]]) - starts
+    # What is left of a length after so many steps is rounding.
+    rounding = 1e-9 + 4 * jnp.finfo(dtype).eps * jnp.maximum(abs(t0), abs(t1)) / size
+    counts = jnp.ceil(lengths / size - rounding).astype(jnp.int32)
+    ends = jnp.cumsum(counts)
+    steps = most + len(starts)
+    number = jnp.arange(steps + 1, dtype=jnp.int32)
+    part = jnp.searchsorted(ends, number, side="right")
+    inside = jnp.minimum(part, len(starts) - 1)
+    t = starts[inside] + size * (number - (ends - counts)[inside]).astype(dtype)
+    return FixedGrid(steps, None, jnp.where(part == len(starts), t1, t), leftover=True)
 
 
 def with_savers(
@@ -117,10 +144,10 @@ def with_savers(
     return times._replace(saves=every[order]), tuple(places)
 
 
-def ends_of_steps(plan: Plan, stops: Array | None, times: Times) -> Array:
+def ends_of_steps(grid: FixedGrid | None, stops: Array | None, times: Times) -> Array:
     """The times that steps end on: the stops and the end, or those of the grid."""
-    if plan.fixed_steps is not None:
-        grid = FixedGrid.of(plan)
+    if grid is not None:
+        assert grid is not None
         index = jnp.arange(grid.steps + 1)
         return jax.vmap(lambda i: time_on(grid, times.t0, times.t1, i))(index)
     t1 = times.t1.reshape(1)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import diffjax as dj
+from diffjax.stepping.lanes import is_native
 from diffjax.stepping.watch import Watch
 from tests.problems import LOTKA_VOLTERRA, lotka_volterra
 
@@ -266,6 +267,25 @@ def test_a_small_solve_is_one_native_function(alg: dj.Algorithm) -> None:
     assert "xla_cpu_small_call" in entry
     assert " fusion(" not in entry
     assert " while(" not in entry
+
+
+@pytest.mark.parametrize("adjoint", [dj.DiscreteAdjoint(), dj.BacksolveAdjoint()])
+def test_a_gradient_with_thousands_of_saved_numbers(adjoint: Any) -> None:
+    """Guards against a reduction so large that XLA hands it to a library, in a function that is
+    compiled as one: it would not compile."""
+    times = np.linspace(0.0, 1.0, 2001)
+
+    def saved(u0: jax.Array) -> jax.Array:
+        prob = dj.ODEProblem(lambda u, p, t: -u, u0, (0.0, 1.0))
+        options = {"rtol": 1e-8, "atol": 1e-8, "max_steps": 128}
+        return dj.solve(prob, dj.Tsit5(), saveat=times, adjoint=adjoint, **options).u
+
+    def pulled_back(u0: jax.Array, weights: jax.Array) -> jax.Array:
+        return jax.vjp(saved, u0)[1](weights)[0]
+
+    u0, weights = jnp.ones(3), jnp.ones((times.size, 3))
+    assert is_native(jax.make_jaxpr(pulled_back)(u0, weights).jaxpr)
+    np.testing.assert_allclose(jax.jit(pulled_back)(u0, weights), np.exp(-times).sum(), rtol=1e-6)
 
 
 def test_extra_stages_only_where_output_needs_them() -> None:

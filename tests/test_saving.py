@@ -48,6 +48,15 @@ def test_saveat(saveat: Any, times: list[float], options: dict[str, Any]) -> Non
     assert int(sol.n) == len(times)
 
 
+def test_lanes_with_save_times_of_their_own() -> None:
+    """Of a `vmap` without a `jit` around it the times of all lanes are known, not those of one."""
+    times = jnp.array([[0.5, 2.5], [0.0, 10.0]])
+    u = jax.vmap(lambda ts: dj.solve(PROB, dj.Tsit5(), saveat=ts, **TIGHT).u)(times)
+    close(u, [exact(ts) for ts in times])
+    with pytest.raises(ValueError, match="dt must be a number"):
+        jax.vmap(lambda dt: dj.solve(PROB, dj.Euler(), dt=dt).u)(jnp.array([0.1, 0.2]))
+
+
 def test_a_tenth_divides_ten() -> None:
     """Spacings that are not binary fractions still end on the end, once, at even times."""
     sol = dj.solve(PROB, dj.Tsit5(), saveat=0.1)

@@ -32,7 +32,7 @@ from ..stepping.plan import Inputs, Plan, Settings
 from ..stepping.status import ReturnCode
 from ..stepping.stepper import Record
 from ..stepping.tape import Snapshots, Tape, put
-from ..stepping.trees import replaced, where
+from ..stepping.trees import largest, replaced, sum_of_rows, where
 from ..varying import vary_alike
 from .by_lane import AdjointByLane, SolveTangent
 from .landing import AdaptiveLanding, FixedLanding, landing
@@ -196,9 +196,9 @@ class Backward:
         if plan.fixed_dt is not None:
             return jnp.asarray(plan.fixed_dt, inputs.t0.dtype)
         assert plan.fixed_steps is not None
-        if plan.grid is not None:
-            pairs = zip(plan.grid[1:], plan.grid[:-1], strict=True)
-            return jnp.asarray(max((b - a for b, a in pairs), default=1.0), inputs.t0.dtype)
+        if inputs.grid is not None:
+            longest = jnp.max(jnp.diff(inputs.grid), initial=0)
+            return jnp.where(longest > 0, longest, 1)
         return (inputs.t1 - inputs.t0) / max(plan.fixed_steps, 1)
 
     def stepper(
@@ -390,7 +390,9 @@ class Backward:
         save_args = carry.save_args
         if carry.j is not None:
             # What was saved at t0 itself.
-            u_bar, args_bar, t_bar = self.observed(inputs.u0, inputs.t0, self._initial(carry.j))
+            u_bar, args_bar, t_bar = self.observed(
+                inputs.u0, inputs.t0, [sum_of_rows(ct, carry.j + 1) for ct in self.row_cts]
+            )
             u0_bar = jtu.tree_map(jnp.add, u0_bar, u_bar)
             save_args = [a + b for a, b in zip(save_args, args_bar, strict=True)]
             t0_bar = t0_bar + t_bar
@@ -416,13 +418,6 @@ class Backward:
         factor = jnp.where(reached, self.scale, jnp.nan)
         # Of nothing the derivative is zero, though the solve may have failed.
         return [jnp.where(self.scale == 0, 0, x * factor.astype(x.dtype)) for x in out]
-
-    def _initial(self, j: Array) -> list[Array]:
-        def total(ct: Array) -> Array:
-            kept = jnp.arange(ct.shape[0], dtype=j.dtype) <= j
-            return jnp.sum(jnp.where(kept.reshape((-1,) + (1,) * (ct.ndim - 1)), ct, 0), axis=0)
-
-        return [total(ct) for ct in self.row_cts]
 
 
 class ContinuousAdjoint(AdjointByLane):
@@ -527,7 +522,7 @@ def _filled(cotangents: Smooth, record: Recorded) -> Smooth:
 def _normalised(cotangents: Smooth, dtype: Any) -> tuple[Smooth, Array]:
     """Cotangents divided by the greatest, and that: the adjoint is linear in them, and a tolerance
     should mean the same for a loss and for a thousandth of it."""
-    sizes = [jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in jtu.tree_leaves(cotangents)]
+    sizes = [largest(x).astype(dtype) for x in jtu.tree_leaves(cotangents)]
     scale = jnp.max(jnp.stack(sizes))
     divisor = jnp.where(scale == 0, 1, scale)
     return jtu.tree_map(lambda x: x / divisor.astype(x.dtype), cotangents), scale

@@ -113,16 +113,17 @@ class GridLanding(FixedLanding):
 
     def __init__(self, plan: Plan, inputs: Inputs, span: tuple[Array, Array]) -> None:
         super().__init__(plan, inputs)
-        self.grid, self.span = FixedGrid.of(plan), span
+        self.grid, self.span = FixedGrid.of(plan, inputs), span
+        self.count = self.grid.count
 
     def _next(self, c: FixedState) -> tuple[Array, Array, Array]:
         """The number of the next step, where it ends in -t, and its size."""
-        number = jnp.maximum(self.grid.steps - 1 - c.done, 0)
+        number = jnp.maximum(self.count - 1 - c.done, 0)
         end = -time_on(self.grid, *self.span, number)
         return number, end, end + time_on(self.grid, *self.span, number + 1)
 
     def going(self, c: FixedState) -> Bool[Array, ""]:
-        return c.done < self.grid.steps
+        return c.done < self.count
 
     def active(self, c: FixedState) -> Bool[Array, ""]:
         # Half a step short: the grid has all landings, but for rounding.

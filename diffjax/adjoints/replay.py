@@ -223,6 +223,8 @@ class Steps:
         if self.plan.controller is None and self.plan.rows == self.plan.fixed_steps:
             t = fixed_time(self.plan, inputs, row.number)
             end = fixed_time(self.plan, inputs, row.number + 1)
+            if self.plan.leftover:
+                t, end = where(row.active, (t, end), (row.t, row.t_next))
             return t, end - t, end
         assert start.t is not None
         assert row.landed is not None
@@ -297,6 +299,7 @@ _GROUPS = {
     "t0": "step",
     "t1": "step",
     "stops": "step",
+    "grid": "step",
     "events": "step",
     "alarms": "step",
     "save_args": "save",

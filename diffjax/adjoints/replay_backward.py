@@ -21,7 +21,7 @@ from ..algorithms.base import Algorithm
 from ..stepping.lanes import one_or_many
 from ..stepping.plan import Inputs
 from ..stepping.tape import Tape
-from ..stepping.trees import chosen, when
+from ..stepping.trees import chosen, sum_of_rows, when
 from ..varying import vary_alike
 from .linear_map import Level
 from .replay import (
@@ -363,10 +363,6 @@ class Retreat:
         assert carry.j is not None
         primals, flags = self._group("save")
 
-        def total(x: Array, j: Array) -> Array:
-            kept = jnp.arange(x.shape[0], dtype=j.dtype) <= j
-            return jnp.sum(masked(kept, x), axis=0)
-
         def one(point: Point, moving: list[Array], leaves: list[Array]) -> list[Array]:
             inputs = self.moving.place(leaves, "save", moving)
             t0 = inputs.t0 if point.t is None else point.t
@@ -377,7 +373,7 @@ class Retreat:
 
         out, back = jax.vjp(lanes, self._first_point(), primals)
         rows = [
-            jnp.zeros_like(o) if g is None else self.lanes(total, True, True)(g, carry.j)
+            jnp.zeros_like(o) if g is None else self.lanes(sum_of_rows, True, True)(g, carry.j + 1)
             for o, g in zip(out, given, strict=True)
         ]
         point_bar, moving_bar = back(rows)

@@ -32,7 +32,7 @@ from .base import Adjoint
 from .linear_map import Level, LinearMap, apply_linear
 from .replay import Moving, Replay, Steps
 from .reversible_backward import ReversibleResiduals, ReversibleSmooth, retrace
-from .smooth import Counters, names_of, no_tangent, reached
+from .smooth import TIMES, Counters, names_of, no_tangent, reached
 
 
 class ReversibleAdjoint(Adjoint):
@@ -128,7 +128,7 @@ def _solve(plan: Plan, inputs: Inputs, settings: Settings, keep: Keep) -> Outcom
         leaves, settings = primals
         moving = [i for i, t in enumerate(tangents[0]) if not isinstance(t, SymbolicZero)]
         names = names_of(inputs)
-        times = any(names[i] in ("t0", "t1", "saves", "stops") for i in moving)
+        times = any(names[i] in TIMES for i in moving)
         kept = Keep(
             tape=plan.controller is not None,
             states=False,

@@ -38,7 +38,7 @@ def names_of(inputs: Inputs) -> list[str]:
     return jtu.tree_leaves(Inputs(*fields))
 
 
-TIMES = ("t0", "t1", "saves", "stops")
+TIMES = ("t0", "t1", "saves", "stops", "grid")
 
 
 def check_times(inputs: Inputs, moving: list[str]) -> None:

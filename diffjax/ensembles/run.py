@@ -24,7 +24,7 @@ from ..problems.ensemble import EnsembleProblem
 from ..problems.jump import is_pure_jump
 from ..problems.parts import Parts, is_array
 from ..progress import Bar
-from ..solution import ReturnCode, Solution, SolveError, Stats, concrete
+from ..solution import ReturnCode, Solution, SolveError, Stats, concrete, concrete_one
 from ..varying import mesh_axes, vary_over
 from .checks import check_accumulator, check_arguments, check_member
 from .reductions import Together
@@ -110,7 +110,7 @@ def solve_ensemble(
         prob = remake(prob, prob=remake(prob.prob, **overrides))
     if prob.prob.stochastic and options["saveat"] is not None:
         # Fixed steps are made to end on save times, which a trace must not hide.
-        times = concrete(options["saveat"]) if is_array(options["saveat"]) else None
+        times = concrete_one(options["saveat"]) if is_array(options["saveat"]) else None
         options = options if times is None else options | {"saveat": tuple(times.tolist())}
     held = {k: v for k, v in options.items() if k not in ("u0", "tspan", "p")}
     saveat = options["saveat"]

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -11,6 +12,7 @@ from ..algorithms.base import Memory, State
 from .plan import Inputs, Plan
 from .status import ReturnCode
 from .stepper import Counts, Iterations, Record, Step, Stepper
+from .trees import where
 
 
 class FixedState(NamedTuple):
@@ -28,22 +30,31 @@ class FixedState(NamedTuple):
         return self.done
 
 
-class FixedGrid(NamedTuple):
-    """Where fixed steps end, as in `Plan`; hashable."""
+class FixedGrid(eqx.Module):
+    """Where fixed steps end, as in `Plan` and `Inputs`."""
 
-    steps: int
-    dt: float | None
-    times: tuple[float, ...] | None
+    steps: int = eqx.field(static=True)
+    dt: float | None = eqx.field(static=True)
+    times: Float[Array, " steps+1"] | None = None
+    leftover: bool = eqx.field(static=True, default=False)
 
     @staticmethod
-    def of(plan: Plan) -> "FixedGrid":
+    def of(plan: Plan, inputs: Inputs) -> "FixedGrid":
         assert plan.fixed_steps is not None
-        return FixedGrid(plan.fixed_steps, plan.fixed_dt, plan.grid)
+        return FixedGrid(plan.fixed_steps, plan.fixed_dt, inputs.grid, plan.leftover)
+
+    @property
+    def count(self) -> int | Int[Array, ""]:
+        """How many steps there are without those left over, which have no length."""
+        if not self.leftover:
+            return self.steps
+        assert self.times is not None
+        return jnp.sum(self.times[:-1] < self.times[-1], dtype=jnp.int32)
 
 
 def fixed_time(plan: Plan, inputs: Inputs, index: Array) -> Float[Array, ""]:
     """The time after `index` fixed steps, from the index alone so that rounding cannot pile up."""
-    return time_on(FixedGrid.of(plan), inputs.t0, inputs.t1, index)
+    return time_on(FixedGrid.of(plan, inputs), inputs.t0, inputs.t1, index)
 
 
 def time_on(grid: FixedGrid, t0: Array, t1: Array, index: Array) -> Float[Array, ""]:
@@ -51,7 +62,7 @@ def time_on(grid: FixedGrid, t0: Array, t1: Array, index: Array) -> Float[Array,
     steps = grid.steps
     i = index.astype(t0.dtype)
     if grid.times is not None:
-        t = jnp.asarray(grid.times, t0.dtype)[index]
+        t = grid.times[index]
     elif grid.dt is not None:
         # In single precision the rounding of dt itself would grow to a phase error.
         high = np.asarray(grid.dt, t0.dtype)
@@ -63,7 +74,12 @@ def time_on(grid: FixedGrid, t0: Array, t1: Array, index: Array) -> Float[Array,
 
 
 class FixedStepper(Stepper[FixedState]):
-    """Takes a known number of steps of known sizes."""
+    """Takes steps of known sizes; of many lanes all take as many, unless the plan says that some
+    are left over."""
+
+    def __init__(self, plan: Plan, inputs: Inputs) -> None:
+        super().__init__(plan, inputs)
+        self.count = FixedGrid.of(plan, inputs).count
 
     def init(self) -> FixedState:
         inputs = self.inputs
@@ -75,9 +91,7 @@ class FixedStepper(Stepper[FixedState]):
         )
 
     def active(self, c: FixedState) -> Bool[Array, ""]:
-        steps = self.plan.fixed_steps
-        assert steps is not None
-        return c.done < steps
+        return c.done < self.count
 
     def time(self, c: FixedState) -> Float[Array, ""]:
         return fixed_time(self.plan, self.inputs, c.done)
@@ -86,10 +100,14 @@ class FixedStepper(Stepper[FixedState]):
         return c.u
 
     def attempt(self, c: FixedState, *, masked: bool) -> tuple[FixedState, Record]:
-        """One step; it is always accepted, and all lanes end together."""
+        """One step; it is always accepted."""
         t = self.time(c)
         # The difference of two times on the grid, so that the steps add up to the span exactly.
         dt = fixed_time(self.plan, self.inputs, c.done + 1) - t
+        waits = masked and self.plan.leftover
+        active = self.active(c) if waits else True
+        # A step of no length would divide by it.
+        dt = jnp.where(active, dt, 1) if waits else dt
         field = self.field.during(c.done)
         result = self.alg.step(field, t, dt, c.u, c.memory, None)
         u, iterations = result.u, c.iterations
@@ -98,9 +116,10 @@ class FixedStepper(Stepper[FixedState]):
             u = jtu.tree_map(lambda x: jnp.where(result.ok, x, jnp.nan), u)
             iterations = iterations.after(result, ~iterations.failed)
         state = FixedState(c.done + 1, u, result.memory, iterations)
+        state = where(jnp.asarray(active), state, c) if waits else state
         self.report_progress(c, state)
         landed = jnp.full((), -1, jnp.int32)
-        return state, Record(Step(t, dt, c.u, c.memory.lasting, result.stages), True, landed)
+        return state, Record(Step(t, dt, c.u, c.memory.lasting, result.stages), active, landed)
 
     def counts(self, c: FixedState) -> Counts:
         return Counts(c.done, jnp.zeros((), jnp.int32))

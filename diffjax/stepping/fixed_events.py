@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..algorithms.base import Memory, State, StepResult
 from ..events.transition import Crossing
-from .fixed import fixed_time
+from .fixed import FixedGrid, fixed_time
 from .plan import Inputs, Plan
 from .status import ReturnCode
 from .stepper import ON_ALARM, Counts, Iterations, Record, Step, Stepper
@@ -44,6 +44,7 @@ class FixedEventStepper(Stepper[FixedEventState]):
 
     def __init__(self, plan: Plan, inputs: Inputs) -> None:
         super().__init__(plan, inputs)
+        self.count = FixedGrid.of(plan, inputs).count
         self.watch = Watch(plan, inputs)
 
     def init(self) -> FixedEventState:
@@ -61,10 +62,8 @@ class FixedEventStepper(Stepper[FixedEventState]):
         )
 
     def active(self, c: FixedEventState) -> Bool[Array, ""]:
-        steps = self.plan.fixed_steps
-        assert steps is not None
         enough = (c.taken < self.plan.rows) & (c.taken + c.again < self.plan.attempts)
-        return (c.done < steps) & enough & (c.events.code == ReturnCode.success)
+        return (c.done < self.count) & enough & (c.events.code == ReturnCode.success)
 
     def time(self, c: FixedEventState) -> Float[Array, ""]:
         return c.t
@@ -165,7 +164,7 @@ class FixedEventStepper(Stepper[FixedEventState]):
         failed = ReturnCode.unstable
         if c.iterations is not None:
             failed = jnp.where(c.iterations.failed, ReturnCode.newton_failed, failed)
-        done = c.done >= (self.plan.fixed_steps or 0)
+        done = c.done >= self.count
         ended = jnp.where(done, ReturnCode.success, ReturnCode.max_steps)
         ended = jnp.where(c.events.code == ReturnCode.success, ended, c.events.code)
         finite |= c.events.code == ReturnCode.initial_failed

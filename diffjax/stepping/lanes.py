@@ -39,6 +39,9 @@ _NATIVE_PRIMITIVES = """
     tanh transpose unstack unvmap_any unvmap_max while xor
 """
 _NATIVE = frozenset(_NATIVE_PRIMITIVES.split())
+# From this many numbers on XLA hands their sum or maximum to a library.
+_REDUCTIONS = frozenset(("reduce_max", "reduce_min", "reduce_sum"))
+_LARGE_REDUCTION = 4096
 # A field whose arrays are larger than this is left to XLA's parallel kernels.
 NATIVE_MAX_SIZE = 256
 
@@ -101,7 +104,10 @@ def any_lane(condition: Bool[Array, ""]) -> Bool[Array, ""]:
 def is_native(jaxpr: Any, max_size: int | None = None) -> bool:
     """Whether all operations can be compiled into one function, on arrays up to a size."""
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name not in _NATIVE:
+        name = eqn.primitive.name
+        if name not in _NATIVE:
+            return False
+        if name in _REDUCTIONS and eqn.invars[0].aval.size >= _LARGE_REDUCTION:
             return False
         if max_size is not None and any(v.aval.size > max_size for v in eqn.outvars):
             return False

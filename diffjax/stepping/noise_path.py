@@ -23,13 +23,13 @@ class NoisePath(eqx.Module):
     t0: Float[Array, ""]
     t1: Float[Array, ""]
     direction: Any
-    grid: FixedGrid | None = eqx.field(static=True)
+    grid: FixedGrid | None
 
     @staticmethod
     def of(plan: Plan, inputs: Inputs, direction: Any) -> "NoisePath":
         assert inputs.noise is not None
         cut = plan.events is not None and plan.events.ringing
-        grid = None if inputs.noise.anywhere or cut else FixedGrid.of(plan)
+        grid = None if inputs.noise.anywhere or cut else FixedGrid.of(plan, inputs)
         t0, t1 = inputs.t0, inputs.t1
         return NoisePath(inputs.noise.kept(), t0, t1, jnp.asarray(direction, t0.dtype), grid)
 
@@ -56,7 +56,10 @@ class NoisePath(eqx.Module):
         ends = jax.vmap(lambda k: time_on(grid, self.t0, self.t1, k))(numbers)
 
         def one(number: Array, start: Array, end: Array) -> Array:
-            return self.noise.over(number, start, end - start, Need(), None)[0].dw
+            there = end != start
+            dt = jnp.where(there, end - start, 1)
+            dw = self.noise.over(number, start, dt, Need(), None)[0].dw
+            return jnp.where(there, dw, 0)
 
         steps = jax.vmap(one)(numbers[:-1], ends[:-1], ends[1:])
         values = jnp.concatenate([jnp.zeros_like(steps[:1]), jnp.cumsum(steps, axis=0)])

@@ -33,10 +33,11 @@ class Inputs(NamedTuple):
     """What a solve is differentiated with respect to.
 
     `args` are the vector field's closed-over arrays and parameters, `save_args` those of
-    `save_fn`; `saves` the times at which to save and `stops` those to step on, both sorted; `mass`,
-    `jac_args` and `slope` those of `Field`; `diffusion` the arguments of g, `noise` what W is;
-    `past` what a solve that goes on remembers, None for one that begins; `events` what the
-    callbacks close over, `alarms` when jumps are due as the solve begins.
+    `save_fn`; `saves` the times at which to save and `stops` those to step on, both sorted; `grid`
+    where fixed steps end that are not all equal; `mass`, `jac_args` and `slope` those of `Field`;
+    `diffusion` the arguments of g, `noise` what W is; `past` what a solve that goes on remembers,
+    None for one that begins; `events` what the callbacks close over, `alarms` when jumps are due
+    as the solve begins.
     """
 
     u0: State
@@ -46,6 +47,7 @@ class Inputs(NamedTuple):
     t1: Float[Array, ""]
     saves: Float[Array, " saves"] | None
     stops: Float[Array, " stops"] | None
+    grid: Float[Array, " steps+1"] | None = None
     mass: Array | None = None
     jac_args: tuple[Array, ...] | None = None
     slope: State | None = None
@@ -77,9 +79,9 @@ class Plan:
         `Diffusion`.
     - `events`: the callbacks, or None.
     - `controller`: None for fixed steps, whose number is `fixed_steps`.
-    - `grid`: fixed steps on these times; None for equal ones.
     - `fixed_dt`: the size of fixed steps whose last one is cut short to end at t1; None for
-        `fixed_steps` equal ones.
+        `fixed_steps` equal ones, or those of a grid.
+    - `leftover`: a grid may have fewer steps than that; what is left over has no length.
     - `every_step`: give back all accepted steps (`saveat="steps"`, `dense=True`,
         `estimates=True`).
     - `ends_on_save`: the last save time is the end of the span, for certain.
@@ -94,7 +96,7 @@ class Plan:
     max_steps: int
     fixed_steps: int | None
     fixed_dt: float | None
-    grid: tuple[float, ...] | None
+    leftover: bool
     every_step: bool
     ends_on_save: bool
     progress: Any

@@ -71,6 +71,23 @@ def replaced(values: Sequence[Array], where: Sequence[int], new: Sequence[Array]
     return full
 
 
+def sum_of_rows(x: Array, count: Array) -> Array:
+    """The sum of the first rows, which are few.
+
+    A loop: a sum over thousands of rows XLA's CPU backend hands to a library, which no native
+    function can hold.
+    """
+    return jax.lax.fori_loop(0, count, lambda i, total: total + x[i], jnp.zeros_like(x[0]))
+
+
+def largest(x: Array) -> Array:
+    """The largest absolute value; zero if there is none. By its place, for the same reason."""
+    if not x.size:
+        return jnp.zeros((), x.real.dtype)
+    sizes = jnp.abs(x).reshape(-1)
+    return sizes[jnp.argmax(sizes)]
+
+
 # Vectors up to this length are taken apart.
 _SHORT = 8
 
