@@ -17,6 +17,10 @@ TURN_SECONDS = 2e-3
 
 MIN_TURNS = 7
 WARM_CALLS = 5
+LONG_SECONDS = 1.0
+"""A call that takes longer is warm after one, and a median of three says what it takes."""
+
+LONG_TURNS = 3
 REPOSITORY = Path(__file__).resolve().parents[1]
 FRESH_TIMEOUT_SECONDS = 600
 
@@ -28,22 +32,27 @@ def _seconds(call: Call, repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
+def _warm_seconds(call: Call) -> float:
+    """The least time of some calls, after one that may compile."""
+    call()
+    once = _seconds(call, 1)
+    more = 0 if once > LONG_SECONDS else WARM_CALLS - 1
+    return min([once, *(_seconds(call, 1) for _ in range(more))])
+
+
 def interleaved(calls: Mapping[str, Call], seconds: float = 4.0) -> dict[str, float]:
     """The median time of each call, all taking turns until `seconds` have passed.
 
     Turns make a slow spell of a shared machine fall on every contender alike.
     """
-    for call in calls.values():
-        call()
     # Guessed from warm calls: a cold one would make a short call's turn too short to get warm.
-    repeats = {
-        name: max(1, round(TURN_SECONDS / min(_seconds(call, 1) for _ in range(WARM_CALLS))))
-        for name, call in calls.items()
-    }
+    alone = {name: _warm_seconds(call) for name, call in calls.items()}
+    repeats = {name: max(1, round(TURN_SECONDS / taken)) for name, taken in alone.items()}
+    least = LONG_TURNS if max(alone.values()) > LONG_SECONDS else MIN_TURNS
     samples: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds
     turn = 0
-    while turn < MIN_TURNS or time.perf_counter() < end:
+    while turn < least or time.perf_counter() < end:
         for name, call in calls.items():
             samples[name].append(_seconds(call, repeats[name]))
         turn += 1

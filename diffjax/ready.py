@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from .algorithms.implicit import derivative
@@ -20,6 +22,11 @@ from .stepping.status import ReturnCode
 from .stepping.tape import Tape
 from .stepping.trees import chosen
 from .stepping.watch import EventLog
+
+
+def turned(t: Any, direction: Any) -> Any:
+    """Times of a solve in the user's time, and the other way round."""
+    return t if isinstance(direction, float) and direction == 1.0 else t * direction
 
 
 class Times(NamedTuple):
@@ -76,8 +83,8 @@ class Ready(NamedTuple):
         """The outcome in the user's terms, arrays only."""
         turn = self.times.direction
         outcome = outcome._replace(status=self._status(outcome))
-        ended = outcome.status <= ReturnCode.terminated
-        u_end, t_end = self._unravel(outcome.u_end), outcome.t_end * turn
+        ended = lax.le(outcome.status, np.int32(ReturnCode.terminated))
+        u_end, t_end = self._unravel(outcome.u_end), turned(outcome.t_end, turn)
         saved = None if outcome.rows is None else self._saved(outcome)
         if self.plan.every_step and save_every:
             t, u, n = self._every_step(outcome)
@@ -126,7 +133,7 @@ class Ready(NamedTuple):
         assert outcome.rows is not None
         assert outcome.saved is not None
         assert self.inputs.saves is not None
-        t, n = self.inputs.saves * self.times.direction, outcome.saved
+        t, n = turned(self.inputs.saves, self.times.direction), outcome.saved
         rows = self._rows(self._with_start(outcome.rows) if self.traced_saves else outcome.rows)
         if self.merged is None:
             return [Saved(t, rows, n)]
@@ -191,7 +198,7 @@ class Ready(NamedTuple):
         args = self.inputs.save_args
         rows = jax.vmap(lambda t, u: self.plan.observe(args, u, t))(tape.t, tape.u)
         rows = [_nan_unless(filled.reshape((-1,) + (1,) * (x.ndim - 1)), x) for x in rows]
-        return t * self.times.direction, self._own(self._rows(rows)), n
+        return turned(t, self.times.direction), self._own(self._rows(rows)), n
 
     def _final(self, outcome: Outcome, t_end: Array, u_end: PyTree, turn: Any) -> dict[str, Any]:
         dt, control = (None, None) if outcome.final is None else outcome.final
@@ -201,7 +208,7 @@ class Ready(NamedTuple):
         return {**final, "memory": memory, "direction": turn}
 
     def _stats(self, outcome: Outcome) -> dict[str, Array]:
-        alg, attempts = self.plan.alg, outcome.naccept + outcome.nreject
+        alg, attempts = self.plan.alg, lax.add(outcome.naccept, outcome.nreject)
         work = outcome.work or {}
         initial = {} if self.start is None else self.start.work
         start = dict(alg.init_counts)
@@ -224,7 +231,7 @@ class Ready(NamedTuple):
 
         def count(name: str) -> Array:
             """The sum of what is not known to be zero, since most of it is."""
-            terms = [many * each[name] for many, each in made if each.get(name)]
+            terms = [lax.mul(many, np.int32(each[name])) for many, each in made if each.get(name)]
             terms += [found[name] for found in (work, initial) if name in found]
             return sum(terms, jnp.asarray(start.get(name, 0), jnp.int32))
 

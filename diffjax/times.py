@@ -12,7 +12,7 @@ from .arguments import Arguments, Options
 from .checks import SPAN_SLACK
 from .events.library import SavingCallback
 from .problems.parts import UserFunction
-from .ready import Times
+from .ready import Times, turned
 from .stepping.fixed import FixedGrid, time_on
 
 
@@ -25,22 +25,19 @@ def times_of(arguments: Arguments, tspan: Any, dtype: Any) -> Times:
     else:
         direction = jnp.where(t1 >= t0, 1.0, -1.0).astype(dtype)
     saves, stops = save_times(arguments.saveat, tspan, dtype), arguments.tstops
-
-    def turned(t: Any) -> Any:
-        return t if isinstance(direction, float) and direction == 1.0 else t * direction
-
-    t0, t1 = turned(t0), turned(t1)
+    t0, t1 = turned(t0, direction), turned(t1, direction)
     if saves is not None:
+        saves = turned(saves, direction)
         # Times at a spacing are laid out between the ends.
         spaced = isinstance(arguments.saveat, float)
-        saves = turned(saves) if spaced else inside_span(turned(saves), t0, t1)
+        saves = saves if spaced else inside_span(saves, t0, t1)
     return Times(
         span=(float(tspan[0]), float(tspan[1])) if static else None,
         direction=direction,
         t0=t0,
         t1=t1,
         saves=saves,
-        stops=None if stops is None else turned(jnp.asarray(stops, dtype)),
+        stops=None if stops is None else turned(jnp.asarray(stops, dtype), direction),
     )
 
 

@@ -117,11 +117,13 @@ def test_a_pathwise_gradient_converges() -> None:
 
 
 def test_the_gradient_of_an_expectation() -> None:
-    """d/d(alpha) E u(1) = u0 exp(alpha), through an ensemble."""
+    """d/d(alpha) E u(1) = u0 exp(alpha), through an ensemble; of a method whose bias is far below
+    the standard error."""
 
     def mean(p: jax.Array) -> tuple[jax.Array, jax.Array]:
         ensemble = dj.EnsembleProblem(dj.remake(PROB, p=p, u0=jnp.array([U0])))
-        sol = dj.solve(ensemble, dj.EM(), steps=64, trajectories=20_000, key=KEY)
+        options: dict[str, Any] = {"steps": 32, "adaptive": False, "trajectories": 20_000}
+        sol = dj.solve(ensemble, dj.SRIW1(), key=KEY, **options)
         return jnp.mean(sol.u), jnp.std(sol.u)
 
     (_, spread), slope = jax.value_and_grad(mean, has_aux=True)(P)
@@ -129,8 +131,7 @@ def test_the_gradient_of_an_expectation() -> None:
     error = float(spread) / np.sqrt(20_000)
     wanted = U0 * np.exp(ALPHA)
     assert error < 0.02 * wanted
-    # Four standard errors, and Euler's bias of 64 steps, alpha**2/128 of the value.
-    assert abs(slope[0] - wanted) < 4 * error + wanted * ALPHA**2 / 100
+    assert abs(slope[0] - wanted) < 4 * error
 
 
 def test_the_same_key_is_the_same_path_at_any_tolerance() -> None:

@@ -43,6 +43,7 @@ def adaptive_cases() -> dict[str, Callable[[], Case]]:
         stiff.vdpol,
         bruss1d.bruss1d,
         stochastic.sde_adaptive,
+        stochastic.sde_adaptive_em,
     )
     return {builder.__name__: builder for builder in builders} | adjoints.builders()
 

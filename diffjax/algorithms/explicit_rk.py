@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from .base import Field, Memory, Norm, State, StepResult, TableauMethod
@@ -109,7 +110,8 @@ class ExplicitRungeKutta(TableauMethod):
         """Add the stages of rows `len(stages)` onwards to those that are there."""
         if self.unroll:
             for row, node in zip(a[len(stages) :], c[len(stages) :], strict=True):
-                stages = [*stages, field.f(t + node * dt, advance(u, dt, row, stages))]
+                at = lax.add(t, lax.mul(dt.dtype.type(node), dt))
+                stages = [*stages, field.f(at, advance(u, dt, row, stages))]
             return stages
         return self._looped_stages(field, t, dt, u, stages, a, c)
 

@@ -4,6 +4,7 @@ They are the user's, traced once, with all that they close over as explicit argu
 """
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -21,8 +22,12 @@ from ..noise.base import Increment, Need, NoiseProcess
 State = PyTree[Array]
 
 
+@partial(jax.jit, static_argnums=0, inline=True)
 def evaluate(jaxpr: Any, consts: tuple[Array, ...], *args: Array) -> list[Array]:
-    """The outputs of a traced function; a constant one is an array too."""
+    """The outputs of a traced function; a constant one is an array too.
+
+    Each call after the first copies what was traced, which is far quicker than to trace again.
+    """
     out = jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, consts))(*args)
     return [jnp.asarray(x, v.aval.dtype) for x, v in zip(out, jaxpr.outvars, strict=True)]
 

@@ -14,7 +14,7 @@ from .base import State
 
 def scaled(x: Array, factor: Array) -> Array:
     """`factor * x` for a real factor, in the dtype of `x`."""
-    return x * factor.astype(x.dtype)
+    return lax.mul(x, lax.convert_element_type(factor, x.dtype))
 
 
 def combine(weights: tuple[float, ...], stages: list[State]) -> State | None:
@@ -35,7 +35,7 @@ def advance(u: State, dt: Array, weights: tuple[float, ...], stages: list[State]
     increment = combine(weights, stages)
     if increment is None:
         return u
-    return jtu.tree_map(lambda x, k: x + scaled(k, dt), u, increment)
+    return jtu.tree_map(lambda x, k: lax.add(x, scaled(k, dt)), u, increment)
 
 
 def evaluate_extension(coefficients: PyTree, theta: Array) -> State:
@@ -45,14 +45,15 @@ def evaluate_extension(coefficients: PyTree, theta: Array) -> State:
     `theta * T_m(2*theta - 1)`.
     """
     start, *others = coefficients
-    x = 2.0 * theta - 1.0
-    basis = [theta, theta * x][: len(others)]
+    one, two = theta.dtype.type(1), theta.dtype.type(2)
+    x = lax.sub(lax.mul(two, theta), one)
+    basis = [theta, lax.mul(theta, x)][: len(others)]
     while len(basis) < len(others):
         # T_m(x) = 2x T_{m-1}(x) - T_{m-2}(x), here times theta.
-        basis.append(2.0 * x * basis[-1] - basis[-2])
+        basis.append(lax.sub(lax.mul(lax.mul(two, x), basis[-1]), basis[-2]))
     # Term by term: as one contraction XLA would hand it to a matrix library, which under
     # `vmap` costs several times the few products it is.
     value = start
     for weight, state in zip(basis, others, strict=True):
-        value = jtu.tree_map(lambda v, c, w=weight: v + scaled(c, w), value, state)
+        value = jtu.tree_map(lambda v, c, w=weight: lax.add(v, scaled(c, w)), value, state)
     return value

@@ -37,8 +37,7 @@ def in_turn_or_together(
     traced, shape = jax.make_jaxpr(
         lambda *xs: single(*jtu.tree_unflatten(structure, xs)), return_shape=True
     )(*leaves)
-    program = Program(flat(single), traced.in_avals, traced.out_avals)
-    program.closed = traced
+    program = Program.traced(traced)
     out = path_p.bind(*leaves, single=program, many=flat(many), lanes=False, native=native)
     return jtu.tree_unflatten(jtu.tree_structure(shape), out)
 

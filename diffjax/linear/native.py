@@ -7,6 +7,7 @@ which is some fifty times faster.
 
 import os
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -18,8 +19,13 @@ from jaxtyping import Array, PyTree
 # A way out, should a version of XLA ever not compile them: DIFFJAX_NATIVE=0 in the environment.
 NATIVE_ON = os.environ.get("DIFFJAX_NATIVE", "1") != "0"
 
-# What such a function is called, by which those inside of it are known.
-NATIVE_NAME = "native_function"
+# Whether what is being lowered is inside of such a function.
+_INSIDE = ContextVar("inside a native function", default=False)
+
+
+def in_native() -> bool:
+    """Whether what is being lowered is inside of a native function, and so needs no mark."""
+    return _INSIDE.get()
 
 
 def marked_call(function: Callable[..., list[Array]], ctx: Any, *args: Any) -> list[Any]:
@@ -30,15 +36,16 @@ def marked_call(function: Callable[..., list[Array]], ctx: Any, *args: Any) -> l
     unused. What is given back comes after the function's own results.
     """
 
-    def native_function(*xs: Array) -> tuple[list[Array], tuple[Array, ...]]:
-        return function(*xs), xs
-
-    call = jax.jit(native_function)
+    call = jax.jit(lambda *xs: (function(*xs), xs))
 
     def guarded(*xs: Array) -> list[Array]:
         return jtu.tree_leaves(call(*jax.lax.optimization_barrier(xs)))
 
-    out = list(mlir.lower_fun(guarded, multiple_results=True)(ctx, *args))
+    outside = _INSIDE.set(True)
+    try:
+        out = list(mlir.lower_fun(guarded, multiple_results=True)(ctx, *args))
+    finally:
+        _INSIDE.reset(outside)
     # The attribute that XLA's CPU backend itself gives to calls of small loops.
     marks = {"xla_cpu_small_call": "true", "inlineable": "false"}
     strings: dict[str, mlir.ir.Attribute] = {

@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
+import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..algorithms.base import Memory, State, StepResult
@@ -14,7 +14,7 @@ from .initial_step import initial_step
 from .plan import Inputs, Plan, Settings, scaled_norm
 from .status import ReturnCode
 from .stepper import ON_ALARM, Counts, Iterations, Record, Step, Stepper
-from .trees import where
+from .trees import all_finite, number, where
 from .watch import Ending, EventState, Watch
 
 # A step that would end this close to a time to land on is stretched to land there, so that no
@@ -73,15 +73,15 @@ class _Aim(NamedTuple):
     landing: Array
 
     def on_stop(self, landing: Array) -> Bool[Array, ""]:
-        return landing & (self.stop <= self.target)
+        return lax.bitwise_and(landing, lax.le(self.stop, self.target))
 
     def landed(self, landing: Array, index: Array) -> Int[Array, ""]:
         """As in `Record`: the number of the stop that was met, or what stands for an alarm."""
         on_stop = self.on_stop(landing)
-        landed = jnp.where(on_stop, index, -1)
+        landed = where(on_stop, index, -1)
         if self.due is None:
             return landed
-        return jnp.where(landing & ~on_stop & (self.due <= self.target), ON_ALARM, landed)
+        return where(landing & ~on_stop & (self.due <= self.target), ON_ALARM, landed)
 
 
 class AdaptiveStepper(Stepper[AdaptiveState]):
@@ -95,8 +95,8 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
     ) -> None:
         super().__init__(plan, inputs)
         self.settings, self.limit = settings, limit
-        self.rtol = jax.lax.stop_gradient(settings.rtol)
-        self.atol = jax.lax.stop_gradient(settings.atol)
+        self.rtol = lax.stop_gradient(settings.rtol)
+        self.atol = lax.stop_gradient(settings.atol)
         t1 = jnp.reshape(inputs.t1, (1,))
         self.stops = t1 if inputs.stops is None else jnp.concatenate([inputs.stops, t1])
         self.watch = None if plan.events is None else Watch(plan, inputs)
@@ -107,19 +107,18 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
     def init(self) -> AdaptiveState:
         inputs, settings, plan = self.inputs, self.settings, self.plan
         t0, dtype = inputs.t0, inputs.t0.dtype
-        span = inputs.t1 - t0
-        largest = span if settings.dtmax is None else jnp.minimum(span, settings.dtmax)
+        span = lax.sub(inputs.t1, t0)
+        largest = span if settings.dtmax is None else lax.min(span, settings.dtmax)
         if settings.dt is None:
             dt = initial_step(self.field, t0, inputs.u0, plan.error_exponent, self.norm, largest)
         else:
-            dt = jnp.minimum(settings.dt, largest)
+            dt = lax.min(settings.dt, largest)
         # In single precision the first guess may be lost in the rounding of a large time.
-        dt = jnp.minimum(jnp.maximum(dt, self._smallest(t0)), largest)
+        dt = lax.min(lax.max(dt, self._smallest(t0)), largest)
         control = settings.control
         if control is None:
             assert plan.controller is not None
             control = plan.controller.init()
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(inputs.u0)]))
         next_stop = None
         if inputs.stops is not None:
             next_stop = jnp.sum(inputs.stops <= t0, dtype=jnp.int32)
@@ -128,7 +127,7 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
             t=t0,
             t_low=jnp.zeros((), dtype) if jnp.finfo(dtype).bits < 64 else None,
             u=inputs.u0,
-            dt=jnp.where(finite, jax.lax.stop_gradient(dt).astype(dtype), jnp.nan),
+            dt=where(all_finite(inputs.u0), lax.stop_gradient(dt).astype(dtype), jnp.nan),
             memory=memory,
             control=control,
             naccept=jnp.zeros((), jnp.int32),
@@ -141,29 +140,32 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
     def _smallest(self, t: Array) -> Float[Array, ""]:
         """The smallest step worth taking from `t`."""
         info = jnp.finfo(t.dtype)
-        smallest = jnp.maximum(MIN_STEP_ULPS * float(info.eps) * jnp.abs(t), float(info.tiny))
+        ulps = number(MIN_STEP_ULPS * float(info.eps), t)
+        smallest = lax.max(lax.mul(ulps, lax.abs(t)), number(float(info.tiny), t))
         if self.settings.dtmin is not None:
-            smallest = jnp.maximum(smallest, self.settings.dtmin)
+            smallest = lax.max(smallest, self.settings.dtmin)
         return smallest
 
     def active(self, c: AdaptiveState) -> Bool[Array, ""]:
-        attempts = c.naccept + c.nreject
+        attempts = lax.add(c.naccept, c.nreject)
         end = self.inputs.t1 if self.limit is None else self.limit
         # A segment that is taken again may need a few more attempts than it did.
         enough = self.plan.max_steps if self.limit is None else 2 * self.plan.max_steps
-        active = (c.t < end) & (c.dt > 0) & (attempts < enough)
+        going = lax.bitwise_and(lax.lt(c.t, end), lax.gt(c.dt, number(0, c.dt)))
+        active = lax.bitwise_and(going, lax.lt(attempts, np.int32(enough)))
         return active if c.events is None else active & (c.events.code == ReturnCode.success)
 
     def status(self, c: AdaptiveState) -> Int[Array, ""]:
-        code = jnp.where(c.dt == 0, ReturnCode.dt_underflow, ReturnCode.max_steps)
-        code = jnp.where(c.dt < 0, ReturnCode.newton_failed, code)
-        code = jnp.where(jnp.isnan(c.dt), ReturnCode.unstable, code)
-        code = jnp.where(c.t >= self.inputs.t1, ReturnCode.success, code)
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(c.u)]))
+        none = number(0, c.dt)
+        code = where(lax.eq(c.dt, none), ReturnCode.dt_underflow, np.int32(ReturnCode.max_steps))
+        code = where(lax.lt(c.dt, none), ReturnCode.newton_failed, code)
+        code = where(lax.ne(c.dt, c.dt), ReturnCode.unstable, code)
+        code = where(lax.ge(c.t, self.inputs.t1), ReturnCode.success, code)
+        finite = all_finite(c.u)
         if c.events is not None:
-            code = jnp.where(c.events.code == ReturnCode.success, code, c.events.code)
+            code = where(c.events.code == ReturnCode.success, code, c.events.code)
             finite |= c.events.code == ReturnCode.initial_failed
-        return jnp.where(finite, code, ReturnCode.unstable).astype(jnp.int32)
+        return where(finite, code, ReturnCode.unstable)
 
     def counts(self, c: AdaptiveState) -> Counts:
         return Counts(c.naccept, c.nreject)
@@ -184,10 +186,10 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         field = self.field.during(c.naccept)
         result = self.alg.step(field, c.t, dt, c.u, c.memory, self.norm)
         assert result.error is not None
-        error = jax.lax.stop_gradient(result.error)
+        error = lax.stop_gradient(result.error)
         if self.watch is not None:
             error = self.watch.judged(c.t, dt, result, error)
-        accepted = (error <= 1) & result.ok
+        accepted = lax.bitwise_and(lax.le(error, number(1, error)), result.ok)
         active = self.active(c) if masked else None
         if active is not None:
             accepted = accepted & active
@@ -202,7 +204,7 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         if watch is not None and sighting is not None:
             # What was planned before an event was met is what the solve goes on with after it.
             met = sighting.pending | jnp.any(sighting.fired & accepted)
-            next_dt = jnp.where(met, c.dt, next_dt)
+            next_dt = where(met, c.dt, next_dt)
             control = where(sighting.pending, c.control, control)
             accepted = accepted & ~sighting.pending
             landing = landing | watch.meets(sighting, c.t, dt, aim.target)
@@ -213,17 +215,17 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
             choice = where(sighting.pending, c.memory.choice, memory.choice)
             memory = memory._replace(choice=choice)
         t, t_low = _advance_time(c.t, c.t_low, dt, landing, aim.target)
-        step = accepted.astype(jnp.int32)
-        tried = 1 if active is None else active.astype(jnp.int32)
+        step = lax.convert_element_type(accepted, jnp.int32)
+        tried = np.int32(1) if active is None else lax.convert_element_type(active, jnp.int32)
         state = AdaptiveState(
-            t=jnp.where(accepted, t, c.t),
+            t=where(accepted, t, c.t),
             t_low=None if t_low is None else where(accepted, t_low, c.t_low),
             u=where(accepted, result.u, c.u),
-            dt=next_dt if active is None else jnp.where(active, next_dt, c.dt),
+            dt=next_dt if active is None else where(active, next_dt, c.dt),
             memory=memory,
             control=control,
-            naccept=c.naccept + step,
-            nreject=c.nreject + (tried - step),
+            naccept=lax.add(c.naccept, step),
+            nreject=lax.add(c.nreject, lax.sub(tried, step)),
             next_stop=None
             if c.next_stop is None
             else c.next_stop + step * aim.on_stop(landing).astype(jnp.int32),
@@ -244,12 +246,13 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
 
     def _aim(self, c: AdaptiveState, watch: Watch | None) -> "_Aim":
         stop = self.stops[0] if c.next_stop is None else self.stops[c.next_stop]
-        target = stop if self.limit is None else jnp.minimum(stop, self.limit)
+        target = stop if self.limit is None else lax.min(stop, self.limit)
         due = self.plan.next_alarm(c.memory)
-        target = target if due is None else jnp.minimum(target, due)
-        remaining = target - c.t if c.t_low is None else (target - c.t) - c.t_low
-        landing = c.dt * LANDING_STRETCH >= remaining
-        dt = jnp.where(landing, remaining, self._rounded(self._looking_ahead(c, stop)))
+        target = target if due is None else lax.min(target, due)
+        remaining = lax.sub(target, c.t)
+        remaining = remaining if c.t_low is None else lax.sub(remaining, c.t_low)
+        landing = lax.ge(lax.mul(c.dt, number(LANDING_STRETCH, c.dt)), remaining)
+        dt = where(landing, remaining, self._rounded(self._looking_ahead(c, stop)))
         if watch is not None and c.events is not None:
             dt, landing = watch.planned(c.events, dt, landing)
         return _Aim(stop, due, target, dt, landing)
@@ -316,7 +319,7 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         """
         if self.field.diffusion is None:
             return dt
-        return jax.lax.reduce_precision(dt, jnp.finfo(dt.dtype).nexp, STEP_BITS)
+        return lax.reduce_precision(dt, jnp.finfo(dt.dtype).nexp, STEP_BITS)
 
     def _looking_ahead(self, c: AdaptiveState, stop: Array) -> Float[Array, ""]:
         """The planned step; half of the way to a stop if that is less than two steps off.
@@ -339,25 +342,27 @@ class AdaptiveStepper(Stepper[AdaptiveState]):
         controller, ok = self.plan.controller, result.ok
         assert controller is not None
         factor, control = controller.factor(
-            error, accepted, c.naccept == 0, c.control, self.plan.error_exponent
+            error, accepted, lax.eq(c.naccept, np.int32(0)), c.control, self.plan.error_exponent
         )
         if result.dt_next is not None:
-            own = jax.lax.stop_gradient(result.dt_next / dt)
-            factor = jnp.where(jnp.isnan(own), factor, own)
+            own = lax.stop_gradient(result.dt_next / dt)
+            factor = where(jnp.isnan(own), factor, own)
         if c.iterations is not None:
-            factor = jnp.where(ok, factor, FAILURE_FACTOR)
-            factor = jnp.where(c.iterations.failed & accepted, jnp.minimum(factor, 1), factor)
-        proposed = jax.lax.stop_gradient(dt) * factor
+            factor = where(ok, factor, FAILURE_FACTOR)
+            factor = where(c.iterations.failed & accepted, jnp.minimum(factor, 1), factor)
+        proposed = lax.mul(lax.stop_gradient(dt), factor)
         # A step cut short to land says nothing against the size that was planned.
-        planned = c.dt if c.iterations is None else jnp.where(c.iterations.failed, 0, c.dt)
-        proposed = jnp.where(accepted & landing, jnp.maximum(proposed, planned), proposed)
+        planned = c.dt if c.iterations is None else where(c.iterations.failed, 0, c.dt)
+        landed = lax.bitwise_and(accepted, landing)
+        proposed = where(landed, lax.max(proposed, planned), proposed)
         if self.settings.dtmax is not None:
-            proposed = jnp.minimum(proposed, self.settings.dtmax)
-        hopeless = ~accepted & (proposed < self._smallest(c.t))
+            proposed = lax.min(proposed, self.settings.dtmax)
+        tiny = lax.lt(proposed, self._smallest(c.t))
+        hopeless = lax.bitwise_and(lax.bitwise_not(accepted), tiny)
         if self.settings.dtmin is not None:
-            proposed = jnp.maximum(proposed, self.settings.dtmin)
-        stuck = jnp.where(jnp.isfinite(error), jnp.where(ok, 0.0, -1.0), jnp.nan)
-        return jnp.where(hopeless, stuck, proposed), control
+            proposed = lax.max(proposed, self.settings.dtmin)
+        stuck = where(lax.is_finite(error), where(ok, 0, number(-1, dt)), jnp.nan)
+        return where(hopeless, stuck, proposed), control
 
 
 def _memory(old: Memory, result: StepResult, accepted: Array, active: Array | None) -> Memory:
@@ -373,9 +378,9 @@ def _advance_time(
 ) -> tuple[Array, Array | None]:
     """t + dt, exactly `stop` on landing; in single precision with its rounding error carried."""
     if t_low is None:
-        return jnp.where(landing, stop, t + dt), None
+        return where(landing, stop, lax.add(t, dt)), None
     # Kahan's compensated sum.
     increment = dt + t_low
     total = t + increment
     low = increment - (total - t)
-    return jnp.where(landing, stop, total), jnp.where(landing, jnp.zeros_like(low), low)
+    return where(landing, stop, total), where(landing, 0, low)

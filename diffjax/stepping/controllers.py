@@ -9,7 +9,10 @@ import math
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, PyTree
+
+from .trees import number, where
 
 # Hairer, Norsett, Wanner, Solving ODEs I, section II.4; Hairer, Wanner, Solving ODEs II, IV.2.
 SAFETY = 0.9
@@ -26,7 +29,8 @@ _TINY_ERROR = 1.0e-30
 
 
 def _log_error(error: Array) -> Float[Array, ""]:
-    return jnp.log(jnp.maximum(error.astype(jnp.float32), _TINY_ERROR))
+    error = lax.convert_element_type(error, jnp.float32)
+    return lax.log(lax.max(error, number(_TINY_ERROR, error)))
 
 
 class Controller(eqx.Module):
@@ -83,22 +87,25 @@ class PIDController(Controller):
         self, error: Float[Array, ""], accepted: Array, first: Array, memory: PyTree, order: float
     ) -> tuple[Float[Array, ""], PyTree]:
         log_error = _log_error(error)
-        exponent = -self.beta1 / order * log_error
-        plain = exponent
+
+        def weighted(beta: float, log_error: Array) -> Array:
+            return lax.mul(number(beta / order, log_error), log_error)
+
+        exponent = plain = weighted(-self.beta1, log_error)
         for beta, remembered in zip((self.beta2, self.beta3), memory, strict=False):
-            exponent = exponent - beta / order * remembered
+            exponent = lax.sub(exponent, weighted(beta, remembered))
         # A rejected step shrinks by the error it made, whatever came before.
-        exponent = jnp.where(accepted, exponent, jnp.minimum(plain, 0.0))
-        largest = jnp.where(first, self.first_max_factor, self.max_factor)
-        largest = jnp.where(accepted, largest, 1.0)
-        factor = jnp.clip(self.safety * jnp.exp(exponent), self.min_factor, largest)
+        exponent = where(accepted, exponent, lax.min(plain, number(0, plain)))
+        largest = where(first, self.first_max_factor, number(self.max_factor, plain))
+        largest = where(accepted, largest, 1)
+        factor = lax.mul(number(self.safety, plain), lax.exp(exponent))
+        factor = lax.clamp(number(self.min_factor, plain), factor, largest)
         # A step that was not finite tells nothing about the error but that it was too large.
-        factor = jnp.where(jnp.isfinite(error), factor, self.min_factor)
-        kept = jnp.maximum(log_error, math.log(MIN_REMEMBERED_ERROR))
+        factor = where(lax.is_finite(error), factor, self.min_factor)
+        kept = lax.max(log_error, number(math.log(MIN_REMEMBERED_ERROR), log_error))
         shifted = (kept, *memory)[: len(memory)]
-        return factor.astype(error.dtype), tuple(
-            jnp.where(accepted, new, old) for new, old in zip(shifted, memory, strict=True)
-        )
+        factor = lax.convert_element_type(factor, error.dtype)
+        return factor, where(accepted, shifted, tuple(memory))
 
 
 def PIController(beta1: float = 0.85, beta2: float = -0.2, **bounds: float) -> PIDController:

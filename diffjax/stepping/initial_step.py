@@ -6,10 +6,13 @@ Source: Hairer, Norsett, Wanner, Solving ODEs I, section II.4, "Starting step si
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from jax import lax
 from jaxtyping import Array, Float
 
 from ..algorithms.base import Field, Norm, State
 from ..algorithms.implicit import derivative
+from ..algorithms.stages import scaled
+from .trees import number, where
 
 # Steps (b), (e) and (f) of the source.
 _TINY_SIZE = 1.0e-5
@@ -17,6 +20,7 @@ _TINY_STEP = 1.0e-6
 _FIRST_GUESS = 0.01
 _TINY_DERIVATIVE = 1.0e-15
 _MAX_GROWTH = 100.0
+_SHORTER = 1.0e-3
 # Of the noise in unit time.
 _DEVIATIONS = 3.0
 
@@ -50,28 +54,27 @@ def initial_step(
     """
     f0 = derivative(field, t, u)
     size, slope = norm(u, u, u), norm(_with_noise(field, t, u, f0), u, u)
-    guess = jnp.where(
-        (size < _TINY_SIZE) | (slope < _TINY_SIZE),
-        _TINY_STEP,
-        _FIRST_GUESS * size / jnp.maximum(slope, _TINY_SIZE),
-    )
-    guess = jnp.minimum(guess, largest)
+    tiny_size, tiny_step = number(_TINY_SIZE, size), number(_TINY_STEP, size)
+    guess = lax.div(lax.mul(number(_FIRST_GUESS, size), size), lax.max(slope, tiny_size))
+    nothing = lax.bitwise_or(lax.lt(size, tiny_size), lax.lt(slope, tiny_size))
+    guess = where(nothing, tiny_step, guess)
+    guess = lax.min(guess, largest)
     if field.slope is not None:
         # There is no second derivative without solving for it.
         return guess
-    u1 = jtu.tree_map(lambda x, d: x + d * guess.astype(x.dtype), u, f0)
-    f1 = derivative(field, t + guess, u1)
+    u1 = jtu.tree_map(lambda x, d: lax.add(x, scaled(d, guess)), u, f0)
+    f1 = derivative(field, lax.add(t, guess), u1)
     if field.diffusion is not None:
         f0, f1 = _with_noise(field, t, u, f0), _with_noise(field, t + guess, u1, f1)
-    change = jtu.tree_map(jnp.subtract, f1, f0)
-    curvature = norm(change, u, u) / guess
-    steepest = jnp.maximum(slope, curvature)
-    step = jnp.where(
-        steepest <= _TINY_DERIVATIVE,
-        jnp.maximum(_TINY_STEP, guess * 1e-3),
-        (_FIRST_GUESS / jnp.maximum(steepest, _TINY_DERIVATIVE)) ** (1.0 / order),
-    )
-    step = jnp.where(curvature == 0, _MAX_GROWTH * guess, step)
-    step = jnp.minimum(jnp.minimum(_MAX_GROWTH * guess, step), largest)
+    curvature = lax.div(norm(jtu.tree_map(lax.sub, f1, f0), u, u), guess)
+    steepest, flat = lax.max(slope, curvature), number(_TINY_DERIVATIVE, slope)
+    step = lax.div(number(_FIRST_GUESS, slope), lax.max(steepest, flat))
+    step = lax.pow(step, number(1.0 / order, step))
+    short = lax.max(tiny_step, lax.mul(guess, number(_SHORTER, guess)))
+    longest = lax.mul(number(_MAX_GROWTH, guess), guess)
+    step = where(lax.le(steepest, flat), short, step)
+    step = where(lax.eq(curvature, number(0, curvature)), longest, step)
+    step = lax.min(lax.min(longest, step), largest)
     # A field that is not finite nearby: start small and let the first steps find out.
-    return jnp.where(jnp.isfinite(step) & (step > 0), step, jnp.minimum(_TINY_STEP, largest))
+    usable = lax.bitwise_and(lax.is_finite(step), lax.gt(step, number(0, step)))
+    return where(usable, step, lax.min(tiny_step, largest))

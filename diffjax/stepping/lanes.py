@@ -16,7 +16,7 @@ import jax.tree_util as jtu
 from jax.interpreters import ad, batching
 from jaxtyping import Array, Bool, PyTree
 
-from ..linear.native import NATIVE_NAME, call_primitive
+from ..linear.native import call_primitive, in_native
 from ..varying import mesh_axes
 from .levels import Lanes, Level
 from .program import Program, inner_jaxprs
@@ -85,9 +85,10 @@ def one_or_many(
     traced, shape = jax.make_jaxpr(
         lambda *xs: first(*jtu.tree_unflatten(structure, xs)), return_shape=True
     )(*leaves)
-    program = Program(flat(single), traced.in_avals, traced.out_avals)
     if first is single:
-        program.closed = traced
+        program = Program.traced(traced)
+    else:
+        program = Program(flat(single), traced.in_avals, traced.out_avals)
     own = len(jtu.tree_leaves(args[:-1])) if tangents else len(leaves)
     out = lane_p.bind(
         *leaves, single=program, many=flat(many), crowd=crowd, native=native, tangent=None, own=own
@@ -171,16 +172,7 @@ def _apply(*args: Array, single: Any, **others: Any) -> list[Array]:
 
 
 def _marked(context: Any, single: Any, native: bool, **others: Any) -> Any:
-    return single if native and at_top(context) and is_native(single.closed.jaxpr) else None
-
-
-def at_top(context: Any) -> bool:
-    """Whether the call stands outside of native functions and of all control flow, where XLA may
-    compile loops its own way."""
-    names = str(context.name_stack)
-    return not any(
-        name in names for name in ("while", "scan", "cond", "branch", "shard_map", NATIVE_NAME)
-    )
+    return single if native and not in_native() and is_native(single.closed.jaxpr) else None
 
 
 def _batch(

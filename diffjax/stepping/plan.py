@@ -7,12 +7,14 @@ carrying a derivative. Time always runs forwards here: the front door turns a ba
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from ..algorithms.base import Algorithm, Field, Memory, State, evaluate
@@ -200,20 +202,22 @@ def scaled_mean_square(
     """Mean square of v / (atol + rtol*max(|u0|, |u1|)) (HNW I, equation II.4.11)."""
 
     def squares(v: Array, u0: Array, u1: Array, rtol: Array, atol: Array) -> Array:
-        ratio = jnp.abs(v) / (atol + rtol * jnp.maximum(jnp.abs(u0), jnp.abs(u1)))
-        return jnp.sum(ratio * ratio)
+        size = lax.max(lax.abs(u0), lax.abs(u1))
+        ratio = lax.div(lax.abs(v), lax.add(atol, lax.mul(rtol, size)))
+        return lax.reduce_sum(lax.mul(ratio, ratio), tuple(range(ratio.ndim)))
 
     leaves = jtu.tree_leaves(v)
     several = [jtu.tree_leaves(x) for x in (u0, u1, rtol, atol)]
     total = [squares(*xs) for xs in zip(leaves, *several, strict=True)]
     size = max(sum(x.size for x in leaves), 1)
     widest = np.result_type(*(x.dtype for x in total))
-    return sum((x.astype(widest) for x in total), jnp.zeros((), widest)) / size
+    whole = reduce(lax.add, [lax.convert_element_type(x, widest) for x in total])
+    return lax.div(whole, widest.type(size))
 
 
 def scaled_norm(rtol: PyTree, atol: PyTree, v: State, u0: State, u1: State) -> Float[Array, ""]:
     """Root mean square of v over the tolerances."""
-    return jnp.sqrt(scaled_mean_square(rtol, atol, v, u0, u1))
+    return lax.sqrt(scaled_mean_square(rtol, atol, v, u0, u1))
 
 
 def with_parameters(inputs: Inputs, parameters: Sequence[Array]) -> Inputs:

@@ -19,24 +19,29 @@ class Program:
     def __init__(
         self, function: Callable[..., Any], in_avals: Iterable[Any], out_avals: Iterable[Any]
     ) -> None:
-        self.function = function
+        # Where it is called, what was traced is copied, not evaluated operation by operation.
+        self.function = jax.jit(function, inline=True)
         self.in_avals, self.out_avals = list(in_avals), list(out_avals)
 
     @staticmethod
     def of(function: Callable[..., Any], *args: Array) -> "Program":
         """A program that is traced at once, since nothing else says what it gives back."""
-        closed = jax.make_jaxpr(function)(*args)
-        program = Program(function, closed.in_avals, closed.out_avals)
+        return Program.traced(jax.make_jaxpr(function)(*args))
+
+    @staticmethod
+    def traced(closed: Any) -> "Program":
+        """The program of a closed jaxpr."""
+        program = Program(jex.jaxpr_as_fun(closed), closed.in_avals, closed.out_avals)
         program.closed = closed
         return program
 
     @cached_property
     def closed(self) -> Any:
         """The traced function, a closed jaxpr."""
-        return jax.make_jaxpr(self.function)(*self.in_avals)
+        return self.function.trace(*self.in_avals).jaxpr
 
     def __call__(self, *args: Array) -> list[Array]:
-        return jex.jaxpr_as_fun(self.closed)(*args)
+        return self.function(*args)
 
     def __repr__(self) -> str:
         return str(self.closed)

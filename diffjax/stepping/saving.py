@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from jax import lax
 from jaxtyping import Array, Int, PyTree
 
 from ..algorithms.base import Memory
@@ -17,7 +18,7 @@ from ..varying import vary_alike
 from .outcome import Outcome, make_stepper, outcome_of, step_to_end, step_while
 from .plan import Inputs, Plan, Settings
 from .stepper import Step, Stepper
-from .trees import chosen, nan_like, when
+from .trees import chosen, nan_like, when, where
 from .watch import just_happened
 
 
@@ -33,7 +34,8 @@ class Saver:
         return alg.dense(field, step.t, step.dt, step.u, step.stages)
 
     def row(self, coefficients: PyTree, step: Step, ts: Array) -> list[Array]:
-        u = self.plan.alg.interpolate(coefficients, (ts - step.t) / step.dt)
+        theta = lax.div(lax.sub(ts, step.t), step.dt)
+        u = self.plan.alg.interpolate(coefficients, theta)
         return self.plan.observe(self.inputs.save_args, u, ts)
 
     def after_events(self, row: list[Array], carry: Any, ts: Array) -> list[Array]:
@@ -107,7 +109,8 @@ def by_saves(plan: Plan, inputs: Inputs, settings: Settings, *, idle: bool) -> O
 
     def to_save(loop: _BySaves, ts: Array) -> tuple[_BySaves, list[Array]]:
         def pending(loop: _BySaves) -> Array:
-            return stepper.active(loop.carry) & (stepper.time(loop.carry) < ts)
+            due = lax.lt(stepper.time(loop.carry), ts)
+            return lax.bitwise_and(stepper.active(loop.carry), due)
 
         loop = step_while(stepper, pending, advance, loop, many=False)
         loop = refreshed(loop)
@@ -117,11 +120,12 @@ def by_saves(plan: Plan, inputs: Inputs, settings: Settings, *, idle: bool) -> O
             # No extension through past values is made of a step that was not taken.
             row = chosen(loop.carry.steps > 0, row, saver.initial_row())
         row = saver.after_events(row, loop.carry, ts)
-        reached = stepper.time(loop.carry) >= ts
-        row = [jnp.where(reached, x, nan_like(x)) for x in row]
-        return loop._replace(saved=loop.saved + reached.astype(jnp.int32)), row
+        reached = lax.ge(stepper.time(loop.carry), ts)
+        row = [where(reached, x, nan_like(x)) for x in row]
+        saved = lax.add(loop.saved, lax.convert_element_type(reached, jnp.int32))
+        return loop._replace(saved=saved), row
 
-    loop, rows = jax.lax.scan(to_save, loop, inputs.saves)
+    loop, rows = lax.scan(to_save, loop, inputs.saves)
     carry = loop.carry
     if not plan.ends_on_save:
         carry = step_to_end(stepper, carry, many=False)

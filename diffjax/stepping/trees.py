@@ -1,21 +1,50 @@
 """Pytrees of arrays: choosing between two, and replacing some of several."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from functools import reduce
+from typing import Any, TypeVar
 
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, PyTree
+from jax import lax
+from jaxtyping import Array, Bool, PyTree
 
 T = TypeVar("T")
 
 
-def where(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
-    """`yes` or `no`, of the same types, by one scalar condition."""
-    # By `lax`, since `jax.numpy.where` takes several times as long to trace.
-    return jtu.tree_map(lambda x, y: jax.lax.select(condition, x, y), yes, no)
+def where(condition: bool | Array, yes: PyTree, no: PyTree) -> PyTree:
+    """`yes` or `no`, of the same types, by one scalar condition; one of two arrays may be a number.
+
+    By `lax`: the first use of a function or an operator of `jax.numpy` on some types takes a third
+    of a millisecond to trace, and the control of steps would need a hundred of them.
+    """
+
+    def select(x: Any, y: Any) -> Array:
+        x = x if hasattr(x, "dtype") else number(x, y)
+        y = y if hasattr(y, "dtype") else number(y, x)
+        if isinstance(condition, bool):
+            return x if condition else y
+        return lax.select(condition, x, y)
+
+    return jtu.tree_map(select, yes, no)
+
+
+def number(value: float, like: Array) -> Any:
+    """A number in the shape and dtype of an array."""
+    return lax.full_like(like, value) if like.ndim else like.dtype.type(value)
+
+
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether all numbers are finite."""
+
+    def finite(x: Array) -> Array:
+        if jnp.issubdtype(x.dtype, jnp.complexfloating):
+            return finite(lax.real(x)) & finite(lax.imag(x))
+        return lax.reduce_and(lax.is_finite(x), tuple(range(x.ndim)))
+
+    return reduce(lax.bitwise_and, map(finite, jtu.tree_leaves(tree)))
 
 
 def chosen(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
@@ -28,10 +57,10 @@ def chosen(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
     return jtu.tree_map(choose, yes, no)
 
 
-def nan_like(x: Array) -> Array:
+def nan_like(x: Array) -> Any:
     """NaN in the shape of `x`; zero where its dtype has no NaN."""
     fill = jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0
-    return jnp.full_like(x, fill)
+    return number(fill, x)
 
 
 def replaced(values: Sequence[Array], where: Sequence[int], new: Sequence[Array]) -> list[Array]:

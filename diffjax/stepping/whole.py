@@ -15,9 +15,9 @@ from jax.interpreters import ad, batching
 from jax.interpreters import partial_eval as pe
 from jaxtyping import Array, PyTree
 
-from ..linear.native import call_primitive
+from ..linear.native import call_primitive, in_native
 from ..varying import mesh_axes
-from .lanes import NATIVE_MAX_SIZE, at_top, is_native, lane_p
+from .lanes import NATIVE_MAX_SIZE, is_native, lane_p
 from .program import inner_jaxprs
 from .trees import replaced
 
@@ -73,7 +73,7 @@ def _can_be_native(jaxpr: Any) -> bool:
 
 
 def _marked(context: Any, jaxpr: Any) -> Callable[..., list[Array]] | None:
-    return _function(jaxpr) if at_top(context) and _can_be_native(jaxpr) else None
+    return _function(jaxpr) if not in_native() and _can_be_native(jaxpr) else None
 
 
 def _jvp(primals: Any, tangents: Any, *, jaxpr: Any) -> Any:
