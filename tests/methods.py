@@ -100,7 +100,7 @@ BDF_METHODS = [
 ]
 
 # Its tests are in `test_radau.py`.
-RADAU = Method(dj.RadauIIA5, 5, 4, 3, False, 0, True, (12, 16, 24), _LONG, False)
+RADAU = Method(dj.RadauIIA5, 5, 4, 3, False, 2, True, (12, 16, 24), _LONG, False)
 
 BY_NAME = {method.name: method for method in [*METHODS, *ESDIRK_METHODS, *BDF_METHODS, RADAU]}
 

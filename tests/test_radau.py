@@ -85,6 +85,18 @@ def test_order_on_a_stiff_problem() -> None:
     assert errors[0] < 1e-9
 
 
+def test_saves_are_exact_for_quartics_in_the_stiff_limit() -> None:
+    """Between the ends of steps so long that the solution follows what drives it."""
+    rate = 1e9
+
+    def f(u: jax.Array, p: Any, t: jax.Array) -> jax.Array:
+        return -rate * (u - t**4) + 4 * t**3
+
+    prob, points = dj.ODEProblem(f, jnp.zeros(1), (0.0, 2.0)), np.linspace(0.0, 2.0, 33)
+    sol = dj.solve(prob, RADAU.make(), steps=2, dense=True)
+    np.testing.assert_allclose(sol(points)[:, 0], points**4, rtol=0, atol=1e-7)
+
+
 @pytest.mark.slow
 def test_saves_meet_the_tolerance_as_steps_do() -> None:
     """At 1,001 points of Van der Pol's oscillator no more than 3 times the error at the steps."""
@@ -169,6 +181,25 @@ def test_reverse_is_forward() -> None:
     """VJP = JVP to 1e-9 with respect to everything, saves inside steps, mass matrix and the span's
     end included; and as differences have it."""
     check_modes(lambda inputs: loss("RadauIIA5", inputs))
+
+
+@pytest.mark.slow
+def test_derivatives_between_steps_of_a_fully_implicit_equation() -> None:
+    """Of saves and of `sol(t)`, backwards and by `ForwardMode`."""
+
+    def F(du: jax.Array, u: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
+        return jnp.stack([du[0] + p * u[0] * u[1], u[1] ** 3 + u[1] - u[0]])
+
+    def between(p: jax.Array, **options: Any) -> jax.Array:
+        dae = dj.DAEProblem(F, jnp.zeros(2), jnp.array([1.0, 0.0]), (0.0, 1.0), p)
+        times = np.linspace(0.05, 0.95, 7)
+        sol = dj.solve(dae, RADAU.make(), saveat=times, dense=True, steps=4, **options)
+        return jnp.concatenate([sol.u[:, 0], sol(times[:2] + 0.01)[:, 1]])
+
+    p, weights = jnp.asarray(2.0), jnp.arange(1.0, 10.0)
+    reverse = jax.jit(lambda p: jax.vjp(between, p)[1](weights)[0])(p)
+    forward = jax.jit(jax.jacfwd(lambda p: between(p, adjoint=dj.ForwardMode())))(p)
+    np.testing.assert_allclose(reverse, weights @ forward, rtol=1e-9)
 
 
 @pytest.mark.slow

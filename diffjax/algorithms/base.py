@@ -249,5 +249,8 @@ class TableauMethod(Algorithm):
 
     @property
     def dense_counts(self) -> dict[str, int]:
+        """Of implicit stages one iteration each; they take some five."""
         extra = len(self.tableau.dense.c_extra)
+        if self.tableau.dense.gamma_extra:
+            return dict.fromkeys(("nf", "njac", "nfactor", "nsolve"), extra)
         return {"nf": extra} if extra else {}

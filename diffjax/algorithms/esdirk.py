@@ -104,14 +104,6 @@ class ESDIRK(TableauMethod):
     def init_counts(self) -> dict[str, int]:
         return {"nf": 1} if self.tableau.explicit_first else {}
 
-    @property
-    def dense_counts(self) -> dict[str, int]:
-        """Of implicit stages one iteration each; they take some five."""
-        counts = super().dense_counts
-        if self.tableau.dense.gamma_extra:
-            return dict.fromkeys(("nf", "njac", "nfactor", "nsolve"), counts["nf"])
-        return counts
-
     def init(self, field: Field, t: Array, u: State) -> Memory:
         coordinates = Coordinates(u)
         n, dtype = coordinates.size, coordinates.dtype

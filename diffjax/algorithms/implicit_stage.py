@@ -10,6 +10,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ..linear.coordinates import Coordinates
@@ -26,7 +27,6 @@ from ..linear.newton import (
 from .base import Field, Norm, State
 from .implicit import VectorField
 from .iterating import Work
-from .stages import combine
 from .tableaus.base import DenseTableau
 
 Vector = Float[Array, " n"]
@@ -35,8 +35,8 @@ Vector = Float[Array, " n"]
 def stage_residual(
     view: VectorField, gamma: float, t: Array, h: Array, base: Vector
 ) -> Callable[[Vector], Vector]:
-    """The equation of a stage, over dt, as a function of z."""
-    return lambda z: view.f(t, base + gamma * z) - view.mass_times(z) / h
+    """The equation of a stage, over dt, as a function of z; z/dt is the derivative there."""
+    return lambda z: view.residual(t, base + gamma * z, z / h)
 
 
 def stage_with_derivative(
@@ -61,7 +61,7 @@ def stage_with_derivative(
     def solver(
         z: Vector, t: Array, h: Array, base: Vector, *leaves: Array
     ) -> Callable[[Vector], Vector]:
-        _, at_stage = view(leaves).value_and_jacobian(t, base + gamma * z)
+        at_stage = view(leaves).jacobian(t, base + gamma * z, z / h)
         solve = factorize(view(leaves).shifted(1 / (gamma * h), at_stage))
         return lambda b: solve(b) / gamma
 
@@ -82,31 +82,40 @@ def output_stages(
 
     Each has a matrix of its own, so that nothing has to be kept of steps in which nothing is saved.
     """
-    gamma, known = extension.gamma_extra, list(stages)
+    gamma, first, count = extension.gamma_extra, len(stages), len(extension.c_extra)
     start = Coordinates(u).flatten(u)
-    fixed, fixed_t, fixed_h, first, last = jax.lax.stop_gradient((field, t, h, start, end))
+    fixed, fixed_t, fixed_h, fixed_start, last = jax.lax.stop_gradient((field, t, h, start, end))
     view = VectorField(fixed, u, linear_solver, exact=False)
 
-    def at(node: float, t: Array, h: Array) -> Array:
+    def at(node: Array, t: Array, h: Array) -> Array:
         return t + (node * h).astype(t.dtype)
 
-    def solved(node: float, base: Vector) -> Vector:
+    def solved(node: Array, base: Vector) -> Vector:
         time = at(node, fixed_t, fixed_h)
 
         def solver(z: Vector) -> Callable[[Vector], Vector]:
-            jacobian = view.value_and_jacobian(time, base + gamma * z)[1]
+            jacobian = view.jacobian(time, base + gamma * z, z / fixed_h)
             inverse = factorize(view.shifted(1 / (gamma * fixed_h), jacobian))
             return lambda r: inverse(r) / gamma
 
-        guess = (first + node * (last - first) - base) / gamma
+        guess = (fixed_start + node * (last - fixed_start) - base) / gamma
         return newton_to_rounding(stage_residual(view, gamma, time, fixed_h, base), solver, guess).x
 
-    for row, node in zip(extension.a_extra, extension.c_extra, strict=True):
-        increment = combine(row, known)
-        base = start if increment is None else start + increment
+    def stage(known: Array, numbers: tuple[Array, Array, Array]) -> tuple[Array, Vector]:
+        row, node, index = numbers
+        base = start + jnp.sum(row[:, None] * known, axis=0)
         z, time = solved(node, jax.lax.stop_gradient(base)), at(node, t, h)
-        known.append(stage_with_derivative(field, u, z, time, h, base, gamma, linear_solver))
-    return known[len(stages) :]
+        z = stage_with_derivative(field, u, z, time, h, base, gamma, linear_solver)
+        return jax.lax.dynamic_update_index_in_dim(known, z, index, 0), z
+
+    # A loop, since each stage is much code to compile, twice so where it is differentiated.
+    rows = np.zeros((count, first + count))
+    for i, row in enumerate(extension.a_extra):
+        rows[i, : first + i] = row
+    numbers = jnp.asarray(rows, h.dtype), jnp.asarray(extension.c_extra, h.dtype)
+    known = jnp.stack([*stages, *count * [jnp.zeros_like(start)]])
+    extra = jax.lax.scan(stage, known, (*numbers, first + jnp.arange(count)))[1]
+    return list(extra)
 
 
 def stopping(

@@ -39,6 +39,7 @@ from ..linear.reuse import Matrices, are_kept, renewed, scaled, settled
 from . import tableaus
 from .base import Field, Memory, Norm, State, StepResult, TableauMethod
 from .implicit import Jacobian, VectorField, radius
+from .implicit_stage import output_stages
 from .iterating import SLOW, Work, error_or_failed
 from .stages import evaluate_extension
 from .tableaus.radau import RadauTableau
@@ -186,11 +187,13 @@ class RadauIIA(TableauMethod):
 
     def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:
         """The coefficients of a polynomial in theta; see `evaluate_extension`."""
-        coordinates = Coordinates(u)
+        extension, coordinates = self.tableau.dense, Coordinates(u)
         increments, estimate = stages
-        known = jnp.concatenate([increments, estimate[None]])
-        columns = list(zip(*self.tableau.dense.weights, strict=True))
-        return (u, *map(coordinates.unflatten, _mix(columns, known)))
+        known, h = [*increments, estimate], dt.astype(coordinates.dtype)
+        end = coordinates.flatten(u) + increments[-1]
+        known += output_stages(field, t, h, u, end, known, extension, self.linear_solver)
+        columns = list(zip(*extension.weights, strict=True))
+        return (u, *map(coordinates.unflatten, _mix(columns, jnp.stack(known))))
 
     def interpolate(self, coefficients: PyTree, theta: Array) -> State:
         return evaluate_extension(coefficients, theta)
@@ -449,10 +452,11 @@ def RadauIIA5(*, linear_solver: GMRES | None = None) -> RadauIIA:
     For stiff problems of any difficulty and for differential-algebraic equations. Its three stages
     are coupled, so that each step costs more than one of `Rodas5P`, which is faster on small
     systems. On stiff problems whose forcing moves, order 3 is left of the order 5, of very small
-    errors. Its extension is of order 4.
+    errors. Its extension, of order 4, takes two implicit stages more in steps inside which
+    something is saved.
 
     Source: Hairer, Wanner, Solving ODEs II, section IV.8, with the error estimate of the authors'
-    subroutine RADAU5; the extension corrects the collocation polynomial by that estimate.
+    subroutine RADAU5; the extension is derived in `tableaus/radau.py`.
 
     !!! example
         `dj.solve(prob, dj.RadauIIA5(), rtol=1e-6)`

@@ -19,7 +19,7 @@ from .plan import Inputs, Plan, Settings
 from .saving import Saver
 from .stepper import Record, Stepper
 from .tape import Snapshots, Tape, new_tape, put
-from .trees import Apart, chosen, nan_like
+from .trees import Apart, chosen, nan_like, when
 
 # How many more attempts a segment may need when it is taken again (see `retape_segment`).
 _SPARE_ATTEMPTS = 8
@@ -152,10 +152,10 @@ class ByStepsDriver:
             saving = self._save_due(carry, saving, record, self.saver.dense(record.step))
             return loop._replace(saving=saving)
         due = self._due(carry, saving, record)
-        saving = jax.lax.cond(
+        # A loop of one turn and not a branch, which no native function may contain.
+        saving = when(
             any_lane(due),
             lambda s: self._save_due(carry, s, record, self.saver.dense(record.step)),
-            lambda s: s,
             saving,
         )
         return loop._replace(saving=saving, ndense=loop.ndense + due.astype(jnp.int32))

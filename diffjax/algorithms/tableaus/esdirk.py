@@ -12,6 +12,7 @@ from fractions import Fraction
 import numpy as np
 
 from .base import DenseTableau, from_monomials
+from .fitting import Condition, Equations, fitted, least
 
 Rows = tuple[tuple[float, ...], ...]
 
@@ -149,35 +150,22 @@ def stiff_extension(
     for node in nodes:
         extra.append(_extra_row(full, gamma, node))
         full = np.block([[full, np.zeros((len(full), 1))], [extra[-1], gamma]])
-    conditions = _conditions(full, order, stiff_cubics)
-    degree = order + (1 if nodes else 0)
-    rows, targets = [], []
-    for power in range(1, degree + 1):
-        for functional, at, value in conditions:
-            rows.append(np.kron(np.eye(degree)[power - 1], functional))
-            targets.append(value if at == power else 0.0)
-    ends = np.concatenate([b, np.zeros(len(nodes))])
-    matrix = np.vstack([*rows, np.kron(np.ones((1, degree)), np.eye(len(ends)))])
-    wanted = _between(_wanted(full), degree) if nodes else None
-    weights = _least(matrix, np.concatenate([targets, ends]), wanted).reshape(degree, len(ends))
-    # Coefficients of 15 digits meet all conditions to some 1e-13 only, and how that is shared out
-    # depends on the machine: the end is where it may not be.
-    weights[-1] += ends - weights.sum(axis=0)
+    weights = fitted(
+        _conditions(full, order, stiff_cubics),
+        np.concatenate([b, np.zeros(len(nodes))]),
+        order + (1 if nodes else 0),
+        _wanted(full) if nodes else (),
+    )
     return DenseTableau(
         order,
-        from_monomials(*([Fraction(w) for w in row] for row in weights.T)),
+        from_monomials(*([Fraction(w) for w in row] for row in weights)),
         a_extra=tuple(tuple(float(x) for x in row) for row in extra),
         c_extra=tuple(nodes),
         gamma_extra=gamma if nodes else 0.0,
     )
 
 
-# What weights meet: their sum with the first is the third times theta to the power of the second.
-_Condition = tuple[np.ndarray, int, float]
-_Equations = tuple[np.ndarray, np.ndarray]
-
-
-def _conditions(full: np.ndarray, order: int, stiff_cubics: bool) -> list[_Condition]:
+def _conditions(full: np.ndarray, order: int, stiff_cubics: bool) -> list[Condition]:
     """What the weights of an extension have to meet."""
     c, inverse = full.sum(axis=1), np.linalg.inv(full[1:, 1:])
     conditions = [(c ** (k - 1), k, 1 / k) for k in range(1, order + 1)]
@@ -196,7 +184,7 @@ def _fifth(full: np.ndarray) -> list[tuple[np.ndarray, float]]:
     return [(c**4, 1 / 5), (full @ c**3, 1 / 20), (full @ squares, 1 / 60), (c * squares, 1 / 15)]
 
 
-def _wanted(full: np.ndarray) -> list[_Condition]:
+def _wanted(full: np.ndarray) -> list[Condition]:
     """What the weights of an extension of order 4 are to meet nearly: those of order 5 and, a tenth
     as much, in the stiff limit those of quartics, also of states that are off by squares."""
     c, inverse = full.sum(axis=1), np.linalg.inv(full[1:, 1:])
@@ -205,38 +193,16 @@ def _wanted(full: np.ndarray) -> list[_Condition]:
     return [(x, 5, value) for x, value in _fifth(full)] + [(x / 10, 4, v / 10) for x, v in stiff]
 
 
-def _between(conditions: list[_Condition], degree: int) -> _Equations:
-    """Conditions on polynomials, whose squares sum to the mean over the step."""
-    nodes, weights = np.polynomial.legendre.leggauss(8)
-    rows, targets = [], []
-    for theta, weight in zip((nodes + 1) / 2, np.sqrt(weights / 2), strict=True):
-        powers = theta ** np.arange(1, degree + 1)
-        rows.extend(weight * np.kron(powers, functional) for functional, _, _ in conditions)
-        targets.extend(weight * value * theta**at for _, at, value in conditions)
-    return np.array(rows), np.array(targets)
-
-
 def _extra_row(full: np.ndarray, gamma: float, node: float) -> np.ndarray:
     """The row of an implicit stage of order 4 that meets the conditions of order 5 nearly."""
     c = full.sum(axis=1)
     exact = [(c ** (k - 1), k, 1 / k) for k in range(1, 5)] + [(full @ c**2, 4, 1 / 12)]
     nearly = [(functional, 5, value) for functional, value in _fifth(full)]
 
-    def equations(conditions: list[_Condition]) -> _Equations:
+    def equations(conditions: list[Condition]) -> Equations:
         # The stage is one of those that it consists of: of order k it has the value there that the
         # condition multiplied by k gives.
         values = [v * (node**k - gamma * k * node ** (k - 1)) for _, k, v in conditions]
         return np.array([x for x, _, _ in conditions]), np.array(values)
 
-    return _least(*equations(exact), equations(nearly))
-
-
-def _least(matrix: np.ndarray, right: np.ndarray, nearly: _Equations | None) -> np.ndarray:
-    """Of all solutions the smallest, or that which nearly solves other equations as well."""
-    x = np.linalg.lstsq(matrix, right, rcond=1e-10)[0]
-    if nearly is None:
-        return x
-    _, size, basis = np.linalg.svd(matrix)
-    free = basis[np.sum(size > 1e-10 * size[0]) :].T
-    other, wanted = nearly
-    return x + free @ np.linalg.lstsq(other @ free, wanted - other @ x, rcond=1e-6)[0]
+    return least(*equations(exact), equations(nearly))
