@@ -478,7 +478,8 @@ def check_tolerance(name: str, tolerance: PyTree, prob: Problem) -> PyTree:
         if np.any((value < floor) & (value > 0)):
             warnings.warn(
                 f"{name}={leaf} is under the rounding of the state's dtype; using {floor:.3g}.",
-                stacklevel=4,
+                # Where `dj.solve` is called.
+                stacklevel=8,
             )
         return jnp.maximum(jnp.asarray(leaf), floor)
 

@@ -10,11 +10,11 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from .algorithms.base import Algorithm
 from .arguments import Options
+from .judge import Given, judge
 from .prepare import prepare
 from .problems.base import Problem
 from .problems.parts import Parts, is_array
 from .ready import Ready
-from .solve import judge
 from .stepping.outcome import make_stepper
 from .stepping.stepper import Stepper
 
@@ -53,7 +53,10 @@ def init(prob: Problem, alg: Algorithm | None = None, **options: Any) -> Integra
             print(integrator.t, integrator.u)
         ```
     """
-    arguments, settled = judge(prob, alg, **options)
+    for name in options:
+        if name not in Given._fields:
+            raise TypeError(f"{name}= is no argument of dj.init; it takes those of dj.solve.")
+    arguments, settled = judge(prob, alg, Given(**options))
     if not prob.evolves:
         raise TypeError(f"a {type(prob).__name__} has no steps to walk; use dj.solve.")
     return _start(Parts(arguments, dynamic=is_array), settled)

@@ -1,4 +1,4 @@
-"""The front door: `solve` judges its arguments, picks defaults and hands over to an adjoint."""
+"""The front door: `solve` has its arguments judged and hands over to an adjoint."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -6,34 +6,27 @@ from typing import Any, Literal, cast
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from . import checks
-from .adjoints.auto import AutoAdjoint
 from .adjoints.base import Adjoint
-from .adjoints.discrete import DiscreteAdjoint
-from .adjoints.steady_state import SteadyStateAdjoint
 from .algorithms.accompanied import Accompanied, Marks
 from .algorithms.base import Algorithm
-from .arguments import Arguments, Options, held_times, resumed, saves_end, saves_move
-from .defaults import default_algorithm, default_controller, default_max_steps
+from .arguments import Arguments, Options
+from .defaults import default_max_steps
 from .ensembles.run import solve_ensemble
 from .events.callbacks import Callback
-from .events.library import SavingCallback
 from .failure import cure, raise_on_failure
+from .judge import Given, hashable_index, judge
 from .jumps.solve import solve_jumps
 from .noise.base import NoiseProcess
-from .noise.random import key_words
 from .prepare import prepare
-from .problems.base import Problem, remake
+from .problems.base import Problem
 from .problems.ensemble import EnsembleProblem
-from .problems.jump import JumpProblem, is_pure_jump
+from .problems.jump import is_pure_jump
 from .problems.parts import Parts, UserFunction, is_array
-from .save_stops import stops_at_saves
 from .solution import ReturnCode, Solution, Stats
 from .stepping.controllers import Controller
 from .stepping.dense import DenseOutput
@@ -183,7 +176,7 @@ def solve(
     }
     many: dict[str, Any] = {"trajectories": trajectories, "batch_size": batch_size, "mesh": mesh}
     if isinstance(prob, EnsembleProblem):
-        given |= {"alg": alg, "save_idxs": _hashable(save_idxs)}
+        given |= {"alg": alg, "save_idxs": hashable_index(save_idxs)}
         checks.check_no_path(path)
         many |= {"key": key, "antithetic": antithetic, "progress": progress, "throw": throw}
         solved = solve_ensemble(solve, prob, given, **many)
@@ -192,10 +185,10 @@ def solve(
     checks.check_one(**many)
     given |= {"path": path, "antithetic": antithetic}
     if is_pure_jump(prob):
-        given |= {"alg": alg, "save_idxs": _hashable(save_idxs)}
+        given |= {"alg": alg, "save_idxs": hashable_index(save_idxs)}
         return solve_jumps(prob, given, key=key, progress=progress, throw=throw)
     given |= {"progress": progress, "key": key, "throw": throw}
-    arguments, options = judge(prob, alg, **given)
+    arguments, options = judge(prob, alg, Given(**given))
     leaves, structure = jtu.tree_flatten(arguments)
     dynamic = tuple(x if is_array(x) else None for x in leaves)
     static = tuple(None if is_array(x) else x for x in leaves)
@@ -204,138 +197,6 @@ def solve(
     if throw is not False:
         raise_on_failure(sol, partial(cure, sol, arguments, options))
     return sol
-
-
-def judge(
-    prob: Problem,
-    alg: Algorithm | None = None,
-    *,
-    u0: PyTree = None,
-    tspan: Any = None,
-    p: PyTree = None,
-    saveat: Any = None,
-    save_idxs: Any = None,
-    save_fn: Callable[[Any, Any, Any], PyTree] | None = None,
-    dense: bool = False,
-    estimates: bool = False,
-    rtol: PyTree = 1e-3,
-    atol: PyTree = 1e-6,
-    dt: float | Array | None = None,
-    steps: int | None = None,
-    adaptive: bool = True,
-    controller: Controller | None = None,
-    dtmin: float | Array | None = None,
-    dtmax: float | Array | None = None,
-    max_steps: int = 4096,
-    tstops: Any = (),
-    callback: Callback | Sequence[Callback] | None = None,
-    max_events: int = 64,
-    initialize: Literal["brown", "collocation", "check"] | None = None,
-    adjoint: Adjoint | Literal["auto"] | None = None,
-    resume: PyTree = None,
-    progress: bool = False,
-    key: Array | None = None,
-    path: NoiseProcess | None = None,
-    antithetic: bool | Array = False,
-    throw: bool | None = None,
-) -> tuple[Arguments, Options]:
-    """Judge the arguments of `solve` and part them into arrays and static options."""
-    checks.check_problem(prob)
-    overrides = {k: v for k, v in (("u0", u0), ("tspan", tspan), ("p", p)) if v is not None}
-    prob = remake(prob, **overrides) if overrides else prob
-    jumps = None
-    if isinstance(prob, JumpProblem):
-        checks.check_jumps(prob, key, dense=dense, resume=resume)
-        jumps, prob = prob, prob.prob
-    default = DiscreteAdjoint() if prob.evolves else SteadyStateAdjoint()
-    if adjoint is None or (adjoint == "auto" and not prob.evolves):
-        adjoint = default
-    adjoint = AutoAdjoint() if isinstance(adjoint, str) and adjoint == "auto" else adjoint
-    if alg is not None:
-        checks.check_algorithm(alg, prob)
-    checks.check_adjoint(adjoint, prob, default)
-    if alg is None:
-        checks.check_initial_state(prob)
-        given = path if isinstance(path, NoiseProcess) else None
-        alg = default_algorithm(prob, rtol, restarts=adjoint.restarts, path=given)
-    alg = adjoint.algorithm(alg)
-    checks.check_evolves(
-        prob,
-        saveat=saveat,
-        dense=dense,
-        dt=dt,
-        steps=steps,
-        controller=controller,
-        tstops=tstops,
-        callback=callback,
-        resume=resume,
-        progress=progress,
-        estimates=estimates,
-    )
-    fixed = checks.check_steps(alg, adaptive, dt, steps, max_steps)
-    if controller is not None:
-        checks.check_type("controller", controller, Controller, "dj.PIController()")
-    if resume is not None:
-        prob = resumed(prob, resume)
-    every_step = isinstance(saveat, str)
-    checks.check_saving(saveat, save_idxs, save_fn, prob)
-    checks.check_tstops(tstops, prob, fixed)
-    callbacks = checks.check_callbacks(callback, max_events, adjoint, default, fixed, prob)
-    savers = [c for c in callbacks if isinstance(c, SavingCallback)]
-    if fixed:
-        tstops = (*tstops, *checks.known_times(callbacks, prob))
-    checks.check_initial_state(prob)
-    checks.check_estimates(estimates, alg)
-    how = checks.check_initialize(initialize, prob)
-    wanted = key if jumps is None or prob.stochastic else None
-    checks.check_noise(prob, alg, wanted, path, antithetic, fixed)
-    if jumps is not None:
-        checks.check_takes_callbacks(adjoint, default)
-    steps_on_saves = False
-    if prob.stochastic and fixed and not every_step:
-        # Between its steps a path is not known; so they are made to end on the save times.
-        for times in (saveat, *(saver.times for saver in savers)):
-            at_saves = stops_at_saves(prob, times, tstops, dt, steps)
-            steps_on_saves |= at_saves is None
-            tstops = (*tstops, *(at_saves or ()))
-
-    arguments = Arguments(
-        problem=prob,
-        saveat=None if every_step else held_times(saveat),
-        tstops=_static_times(tstops, prob) if fixed else held_times(tstops),
-        save_fn=None if save_fn is None else UserFunction(save_fn),
-        rtol=checks.check_tolerance("rtol", rtol, prob),
-        atol=checks.check_tolerance("atol", atol, prob),
-        dt=_number(dt, static=fixed),
-        dtmin=_number(dtmin),
-        dtmax=_number(dtmax),
-        resume=resume,
-        key=None if key is None else key_words(key),
-        path=path,
-        negated=None if antithetic is False else jnp.asarray(antithetic, bool),
-        callbacks=callbacks,
-        jumps=jumps,
-    )
-    options = Options(
-        alg=alg,
-        adjoint=adjoint,
-        controller=(controller or default_controller(prob)) if prob.evolves and not fixed else None,
-        max_steps=max_steps,
-        steps=steps,
-        fixed=fixed,
-        initialize=how,
-        save_every=every_step,
-        saves_move=saves_move([saveat, *(saver.times for saver in savers)], prob),
-        saves_end=not every_step and saves_end(saveat, prob),
-        steps_on_saves=steps_on_saves,
-        save_idxs=_hashable(save_idxs),
-        dense=dense,
-        estimates=estimates,
-        progress=progress,
-        throw=bool(throw),
-        max_events=max_events,
-    )
-    return arguments, options
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
@@ -401,27 +262,3 @@ def _equation(prob: Problem) -> dict[str, Any]:
         held["jac_sparsity"] = Parts(given["jac_sparsity"], dynamic=lambda _: False)
     mass = given.get("mass_matrix")
     return held if mass is None else {**held, "mass_matrix": Parts(mass)}
-
-
-def _static_times(times: Any, prob: Problem) -> tuple[float, ...] | None:
-    """Times that fixed steps end on, in order, each once."""
-    unique = sorted(
-        {float(t) for t in times}, reverse=bool(times) and prob.tspan[1] < prob.tspan[0]
-    )
-    return tuple(unique) or None
-
-
-def _number(x: Any, *, static: bool = False) -> Any:
-    if x is None:
-        return None
-    return abs(float(x)) if static else jnp.abs(jnp.asarray(x))
-
-
-def _hashable(index: Any) -> Any:
-    """Indices in a form that a compiled function can be keyed by."""
-    if index is None or (isinstance(index, tuple) and index[:1] in (("slice",), ("index",))):
-        return index
-    if isinstance(index, slice):
-        return ("slice", index.start, index.stop, index.step)
-    chosen = np.asarray(index)
-    return ("index", tuple(chosen.tolist()) if chosen.ndim else int(chosen))

@@ -197,6 +197,7 @@ MISTAKES: list[tuple[str, Callable[[], Any], type[Exception], tuple[str, ...]]] 
         ("checkpoints", "positive"),
     ),
     ("an unknown keyword", lambda: dj.solve(PROB, tolerance=1e-3), TypeError, ("tolerance",)),
+    ("of a walk too", lambda: dj.init(PROB, tolerance=1e-3), TypeError, ("tolerance", "dj.init")),
     (
         "an unknown argument of remake",
         lambda: dj.remake(PROB, q=1.0),
