@@ -5,13 +5,14 @@ fail. That makes them the first choice for small stiff systems, and for systems 
 mass matrix.
 """
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ..linear.dense import factorize, row_sum_norm
+from ..linear.dense import INVERTED, Matrix, factorize, row_sum_norm
 from .base import Field, Memory, Norm, State, StepResult, TableauMethod
 from .implicit import VectorField
 from .stages import combine, evaluate_extension, scaled
@@ -41,6 +42,7 @@ class Rosenbrock(TableauMethod):
 
     @property
     def dense_counts(self) -> dict[str, int]:
+        """Without the factorisation that larger systems take."""
         extra = len(self.tableau.dense.c_extra)
         return {"nf": extra, "nsolve": extra} if extra else {}
 
@@ -56,7 +58,7 @@ class Rosenbrock(TableauMethod):
         slope, jacobian = view.value_and_jacobian(t, start)
         in_time = view.time_derivative(t, start)
         h = dt.astype(start.dtype)
-        solve = factorize(view.shifted(1 / (tableau.gamma * h), jacobian))
+        solve = self._inverse(view, h, jacobian)
         stages: list[Array] = []
         for a, c, coupling, d in zip(tableau.a, tableau.c, tableau.C, tableau.d, strict=True):
             right = _right(view, t, dt, start, stages, (a, c, coupling)) if stages else slope
@@ -74,9 +76,19 @@ class Rosenbrock(TableauMethod):
             ok=True,
             memory=memory,
             memory_if_rejected=memory,
-            stages=(tuple(stages), solve if tableau.dense.c_extra else None),
+            stages=(tuple(stages), solve if self._keeps(view) else None),
             stiffness=scaled(row_sum_norm(jacobian), jnp.abs(dt)),
         )
+
+    def _inverse(self, view: VectorField, h: Array, jacobian: Matrix) -> Callable[[Array], Array]:
+        return factorize(view.shifted(1 / (self.tableau.gamma * h), jacobian))
+
+    def _keeps(self, view: VectorField) -> bool:
+        """Whether the extension is given the inverse of the step. Of larger systems that would be
+        much to hand on, and of a step that is not taken (`switch`) its zeros would be singular
+        factors: it factorises their matrix again."""
+        inverted = view.coordinates.size <= INVERTED and view.field.sparsity is None
+        return bool(self.tableau.dense.c_extra) and inverted
 
     def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:
         """The coefficients of a polynomial in theta; see `evaluate_extension`."""
@@ -84,6 +96,9 @@ class Rosenbrock(TableauMethod):
         coordinates = view.coordinates
         own, solve = stages
         start, known = coordinates.flatten(u), list(own)
+        if extension.c_extra and solve is None:
+            jacobian = view.value_and_jacobian(t, start)[1]
+            solve = self._inverse(view, dt.astype(start.dtype), jacobian)
         for row in zip(extension.a_extra, extension.c_extra, extension.C_extra, strict=True):
             known.append(solve(_right(view, t, dt, start, known, row)))
         columns = zip(*extension.weights, strict=True)

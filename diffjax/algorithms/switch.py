@@ -247,9 +247,8 @@ class AutoSwitch(Algorithm):
         def of_stiff() -> PyTree:
             return self.stiff.dense(field, t, dt, u, several[1])
 
-        # Its further stages would be solved for by factors that are not there. Of small systems
-        # they are inverses, of which zeros do no harm, and a branch would keep loops from being
-        # native functions.
+        # Its further stages may take a factorisation. Those of small systems do not, and there a
+        # branch would keep loops from being native functions.
         costly = self.stiff.dense_counts and Coordinates(u).size > INVERTED
         both = [nonstiff, _where_any(stiff, of_stiff, t) if costly else of_stiff()]
         zeros = jtu.tree_map(jnp.zeros_like, both)
