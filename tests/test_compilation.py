@@ -269,6 +269,24 @@ def test_a_small_solve_is_one_native_function(alg: dj.Algorithm) -> None:
     assert " while(" not in entry
 
 
+def test_a_first_call_traces_few_functions_of_jax() -> None:
+    """Each function of `jax.numpy` that is traced costs a third of a millisecond, and stays a
+    function of its own in the program until it is compiled."""
+    text = jax.jit(lambda p: run(p, saveat=0.1).u).lower(P).as_text()
+    assert text.count("func.func") <= 8
+
+
+def test_stages_of_a_differentiated_step_are_a_loop() -> None:
+    """Written out for six implicit stages there are forty loops, which took seconds to compile."""
+
+    def loss(p: jax.Array) -> jax.Array:
+        prob = dj.ODEProblem(lambda u, p, t: p * u * (1 - u), jnp.full(10, 0.1), (0.0, 1.0), p)
+        return jnp.sum(dj.solve(prob, dj.Kvaerno5()).u)
+
+    text = jax.jit(jax.grad(loss)).lower(jnp.ones(10)).as_text()
+    assert text.count("stablehlo.while") <= 20
+
+
 @pytest.mark.parametrize("adjoint", [dj.DiscreteAdjoint(), dj.BacksolveAdjoint()])
 def test_a_gradient_with_thousands_of_saved_numbers(adjoint: Any) -> None:
     """Guards against a reduction so large that XLA hands it to a library, in a function that is

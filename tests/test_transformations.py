@@ -194,6 +194,20 @@ def test_shard_map_of_one_solve_a_device() -> None:
     close(f(PS), gradients_of_a_loop("tape", PS), 1e-9)
 
 
+def test_shard_map_of_a_method_with_stages_for_output_alone() -> None:
+    """Their loop of one turn is given and gives back types that vary over the mesh alike."""
+    mesh = Mesh(np.asarray(jax.devices()[:4]), ("lanes",))
+    spec = PartitionSpec("lanes")
+
+    def saved(p: jax.Array) -> jax.Array:
+        prob = dj.ODEProblem(lotka_volterra, U0, (0.0, 1.0), p)
+        return jnp.sum(dj.solve(prob, dj.Vern6(), saveat=0.3, max_steps=64).u ** 2)
+
+    gradient = jax.grad(saved)
+    f = jax.shard_map(lambda ps: gradient(ps[0])[None], mesh=mesh, in_specs=spec, out_specs=spec)
+    close(jax.jit(f)(PS), jax.jit(jax.vmap(gradient))(PS), 1e-9)
+
+
 def test_hessian_with_checkpoints() -> None:
     """Guards against segments whose rows are numbered otherwise for tangents than for values."""
 

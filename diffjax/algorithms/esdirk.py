@@ -24,7 +24,16 @@ from ..linear.newton import NewtonResult, newton, newton_to_rounding, trusted
 from ..linear.reuse import Matrices, are_kept, renewed, settled
 from .base import Field, Memory, Norm, State, StepResult, TableauMethod
 from .implicit import VectorField, derivative
-from .implicit_stage import output_stages, stage_residual, stage_with_derivative, stopping
+from .implicit_stage import (
+    Row,
+    Stages,
+    in_turn,
+    is_looped,
+    output_stages,
+    stage_residual,
+    stage_with_derivative,
+    stopping,
+)
 from .iterating import SLOW, Work, error_or_failed
 from .stages import combine, evaluate_extension, scaled
 from .tableaus.esdirk import ESDIRKTableau
@@ -125,7 +134,8 @@ class ESDIRK(TableauMethod):
         cache: _Cache = memory.cache
         solved = solver.solve(jax.lax.stop_gradient(cache))
         done = solved.attempt
-        stages, end = self._with_derivatives(field, t, h, u, cache.slope, done.stages)
+        looped = norm is None and is_looped(start.size)
+        stages, end = self._with_derivatives(field, t, h, u, cache.slope, done.stages, looped)
         u_end = coordinates.unflatten(end)
         error, work = None, solved.work
         if norm is not None:
@@ -154,20 +164,22 @@ class ESDIRK(TableauMethod):
         u: State,
         slope: Vector | None,
         solved: list[Vector],
+        looped: bool,
     ) -> tuple[list[Vector], Vector]:
         """The stages and the end of the step."""
         tableau = self.tableau
-        start = Coordinates(u).flatten(u)
-        stages = [] if slope is None else [h * slope]
-        end = start
-        for (a, c, _), z in zip(_implicit_stages(tableau), solved, strict=True):
-            base = _plus(start, a, stages)
-            at = t + (c * h).astype(t.dtype)
-            gamma, solver = tableau.gamma, self.linear_solver
-            z = stage_with_derivative(field, u, z, at, h, base, gamma, solver)
-            stages = [*stages, z]
-            end = base + tableau.gamma * stages[-1]
-        return stages, end if tableau.explicit_first else _plus(start, tableau.b, stages)
+        gamma, start = tableau.gamma, Coordinates(u).flatten(u)
+
+        def one(stages: Stages, row: Row, z: Vector) -> tuple[Vector, Vector]:
+            base, at = row.after(start, stages), t + (row.node * h).astype(t.dtype)
+            z = stage_with_derivative(field, u, z, at, h, base, gamma, self.linear_solver)
+            # Of the same base: its cotangents from here and from z nearly cancel in stiff systems.
+            return z, base + gamma * z
+
+        known = [] if slope is None else [h * slope]
+        rows = list(zip(_implicit_rows(tableau), solved, strict=True))
+        stages, ends = in_turn(one, known, start, rows, looped)
+        return stages, ends[-1] if tableau.explicit_first else _plus(start, tableau.b, stages)
 
     def _error(
         self,
@@ -221,6 +233,20 @@ def _implicit_stages(
     """Of each implicit stage its row of a, its node and its predictor."""
     first = 1 if tableau.explicit_first else 0
     return zip(tableau.a[first:], tableau.c[first:], tableau.predictor[first:], strict=True)
+
+
+def _implicit_rows(tableau: ESDIRKTableau) -> list[Row]:
+    return [Row(a, c) for a, c, _ in _implicit_stages(tableau)]
+
+
+def _nearest_rows(tableau: ESDIRKTableau) -> list[Row]:
+    """For each implicit stage that of the state before it, of those at the start and at the end of
+    stages, whose node is nearest to its own."""
+    states, rows = [Row((), 0.0)], []
+    for a, c in _implicit_rows(tableau):
+        rows.append(min(reversed(states), key=lambda state, c=c: abs(state.node - c)))
+        states.append(Row((*a, tableau.gamma), c))
+    return rows
 
 
 class _StageSolver:
@@ -281,32 +307,46 @@ class _StageSolver:
 
     def attempt(self, cache: _Cache, solve: Callable[[Vector], Vector]) -> _Attempt:
         tableau, gamma, view, h = self.tableau, self.tableau.gamma, self.view, self.h
-        values = {0.0: self.start}
         known = [] if cache.slope is None else [h * cache.slope]
         first = len(known)
+        if self.to_rounding:
+            return self._attempt_to_rounding(known, solve)
         converged, measured = jnp.ones((), bool), jnp.zeros((), bool)
         rate, iterations = trusted(cache.rate), jnp.zeros((), jnp.int32)
         for a, c, predictor in _implicit_stages(tableau):
             at, base = self.t + (c * h).astype(self.t.dtype), _plus(self.start, a, known)
-            if self.to_rounding:
-                near = min(values, key=lambda node: abs(node - c))
-                result = self._to_rounding(at, base, values[near], solve)
-                values[c] = base + gamma * result.x
-            else:
-                result = newton(
-                    stage_residual(view, gamma, at, h, base),
-                    lambda r: solve(r) / gamma,
-                    lambda update, z, base=base: self.size(gamma * update, base + gamma * z),
-                    _plus(jnp.zeros_like(base), predictor, known),
-                    rate,
-                    self.stop,
-                )
+            result = newton(
+                stage_residual(view, gamma, at, h, base),
+                lambda r: solve(r) / gamma,
+                lambda update, z, base=base: self.size(gamma * update, base + gamma * z),
+                _plus(jnp.zeros_like(base), predictor, known),
+                rate,
+                self.stop,
+            )
             known = [*known, result.x]
             converged = converged & result.converged
             rate = jnp.where(measured, jnp.maximum(rate, result.rate), result.rate)
             measured = measured | (result.iterations > 1)
             iterations = iterations + result.iterations
         return _Attempt(known[first:], converged, rate, iterations)
+
+    def _attempt_to_rounding(
+        self, known: list[Vector], solve: Callable[[Vector], Vector]
+    ) -> _Attempt:
+        def one(stages: Stages, row: Row, near: Row) -> tuple[Vector, NewtonResult]:
+            at = self.t + (row.node * self.h).astype(self.t.dtype)
+            base, guess = (x.after(self.start, stages) for x in (row, near))
+            result = self._to_rounding(at, base, guess, solve)
+            return result.x, result
+
+        rows = zip(_implicit_rows(self.tableau), _nearest_rows(self.tableau), strict=True)
+        stages, done = in_turn(one, known, self.start, list(rows), is_looped(self.start.size))
+        return _Attempt(
+            stages[len(known) :],
+            jnp.all(done.converged),
+            jnp.max(done.rate),
+            jnp.sum(done.iterations, dtype=jnp.int32),
+        )
 
     def _to_rounding(
         self, t: Array, base: Vector, near: Vector, solve: Callable[[Vector], Vector]

@@ -4,17 +4,18 @@ Solving and differentiating are kept apart: a stage is first solved as if nothin
 and then given its own, by the implicit function theorem.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from ..linear.coordinates import Coordinates
-from ..linear.dense import factorize, row_sum_norm
+from ..linear.dense import BY_NUMBERS, INVERTED, factorize, row_sum_norm
+from ..linear.jacobian import varying_like
 from ..linear.krylov import GMRES
 from ..linear.newton import (
     Stop,
@@ -27,9 +28,12 @@ from ..linear.newton import (
 from .base import Field, Norm, State
 from .implicit import VectorField
 from .iterating import Work
+from .stages import combine
 from .tableaus.base import DenseTableau
 
 Vector = Float[Array, " n"]
+# The stages of a step so far; in a loop all of them, with zeros for those to come.
+Stages = list[Vector] | Float[Array, "stages n"]
 
 
 def stage_residual(
@@ -68,6 +72,75 @@ def stage_with_derivative(
     return implicit_solution(residual, solver, z, [t, h, base, *leaves])
 
 
+class Row(NamedTuple):
+    """Of a stage the weights of other stages in the state that it starts from, and its node; in a
+    loop over stages they are arrays."""
+
+    weights: Sequence[float] | Float[Array, " stages"]
+    node: float | Float[Array, ""]
+
+    @staticmethod
+    def stacked(rows: Sequence["Row"], total: int, like: Vector) -> "Row":
+        """Those of several stages as arrays, with a weight for each of `total` stages."""
+        weights = [[*row.weights, *[0.0] * (total - len(row.weights))] for row in rows]
+        nodes = [row.node for row in rows]
+        return Row(jnp.asarray(weights, like.dtype), jnp.asarray(nodes, like.dtype))
+
+    def after(self, start: Vector, stages: Stages) -> Vector:
+        """The start of the step plus the weighted sum of stages."""
+        if isinstance(stages, list):
+            increment = combine(tuple(self.weights), stages)
+        else:
+            increment = jnp.sum(jnp.asarray(self.weights)[:, None] * stages, axis=0)
+        return start if increment is None else start + increment
+
+
+def is_looped(n: int) -> bool:
+    """Whether the stages of steps that are differentiated are a loop.
+
+    Written out, derivatives take four times as long to compile where each matrix is inverted by a
+    loop of its own. Of smaller systems many lanes take 1.2 times as long with a loop over stages,
+    as do systems of hundreds of equations.
+    """
+    return BY_NUMBERS < n <= INVERTED
+
+
+def in_turn(
+    one: Callable[..., tuple[Vector, PyTree]],
+    known: Sequence[Vector],
+    start: Vector,
+    rows: Sequence[tuple[Any, ...]],
+    looped: bool,
+) -> tuple[list[Vector], PyTree]:
+    """All stages of a step, one after the other, from those that are known.
+
+    `one(stages, *row)` gives the next and what else is to be kept of it, which comes back with a
+    leading axis. What is in a row is a `Row` or an array. If `looped` it is given an array of all
+    stages, of which those to come are zero.
+    """
+    if not looped:
+        stages, each = list(known), []
+        for row in rows:
+            z, kept = one(stages, *row)
+            stages, each = [*stages, z], [*each, kept]
+        return stages, jtu.tree_map(lambda *xs: jnp.stack(xs), *each)
+    total = len(known) + len(rows)
+
+    def column(values: tuple[Any, ...]) -> Any:
+        is_row = isinstance(values[0], Row)
+        return Row.stacked(values, total, start) if is_row else jnp.stack(values)
+
+    def body(stages: Array, x: tuple[Array, Any]) -> tuple[Array, PyTree]:
+        z, kept = one(stages, *x[1])
+        return jax.lax.dynamic_update_index_in_dim(stages, z, x[0], 0), kept
+
+    none = varying_like(start, jnp.zeros_like(start))
+    first = jnp.stack([*known, *[none] * len(rows)])
+    columns = tuple(map(column, zip(*rows, strict=True)))
+    stages, kept = jax.lax.scan(body, first, (jnp.arange(len(known), total), columns))
+    return list(stages), kept
+
+
 def output_stages(
     field: Field,
     t: Array,
@@ -82,7 +155,7 @@ def output_stages(
 
     Each has a matrix of its own, so that nothing has to be kept of steps in which nothing is saved.
     """
-    gamma, first, count = extension.gamma_extra, len(stages), len(extension.c_extra)
+    gamma = extension.gamma_extra
     start = Coordinates(u).flatten(u)
     fixed, fixed_t, fixed_h, fixed_start, last = jax.lax.stop_gradient((field, t, h, start, end))
     view = VectorField(fixed, u, linear_solver, exact=False)
@@ -101,21 +174,14 @@ def output_stages(
         guess = (fixed_start + node * (last - fixed_start) - base) / gamma
         return newton_to_rounding(stage_residual(view, gamma, time, fixed_h, base), solver, guess).x
 
-    def stage(known: Array, numbers: tuple[Array, Array, Array]) -> tuple[Array, Vector]:
-        row, node, index = numbers
-        base = start + jnp.sum(row[:, None] * known, axis=0)
+    def one(stages: Stages, row: Row) -> tuple[Vector, None]:
+        base, node = row.after(start, stages), jnp.asarray(row.node)
         z, time = solved(node, jax.lax.stop_gradient(base)), at(node, t, h)
-        z = stage_with_derivative(field, u, z, time, h, base, gamma, linear_solver)
-        return jax.lax.dynamic_update_index_in_dim(known, z, index, 0), z
+        return stage_with_derivative(field, u, z, time, h, base, gamma, linear_solver), None
 
-    # A loop, since each stage is much code to compile, twice so where it is differentiated.
-    rows = np.zeros((count, first + count))
-    for i, row in enumerate(extension.a_extra):
-        rows[i, : first + i] = row
-    numbers = jnp.asarray(rows, h.dtype), jnp.asarray(extension.c_extra, h.dtype)
-    known = jnp.stack([*stages, *count * [jnp.zeros_like(start)]])
-    extra = jax.lax.scan(stage, known, (*numbers, first + jnp.arange(count)))[1]
-    return list(extra)
+    rows = [(Row(*row),) for row in zip(extension.a_extra, extension.c_extra, strict=True)]
+    # In a loop, since each stage is much code to compile, twice so where it is differentiated.
+    return in_turn(one, stages, start, rows, looped=True)[0][len(stages) :]
 
 
 def stopping(

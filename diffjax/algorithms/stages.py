@@ -22,12 +22,13 @@ def combine(weights: tuple[float, ...], stages: list[State]) -> State | None:
     terms = [(w, k) for w, k in zip(weights, stages, strict=False) if w != 0.0]
     if not terms:
         return None
-    # By `lax`, since an operator of `jax.numpy` takes several times as long to trace.
-    products = [
-        k if w == 1.0 else jtu.tree_map(lambda x, w=w: lax.mul(x, x.dtype.type(w)), k)
-        for w, k in terms
-    ]
-    return jtu.tree_map(lambda *xs: reduce(lax.add, xs), *products)
+
+    def total(*ks: Array) -> Array:
+        # By `lax`, since an operator of `jax.numpy` takes several times as long to trace.
+        pairs = zip((w for w, _ in terms), ks, strict=True)
+        return reduce(lax.add, [k if w == 1.0 else lax.mul(k, k.dtype.type(w)) for w, k in pairs])
+
+    return jtu.tree_map(total, *(k for _, k in terms))
 
 
 def advance(u: State, dt: Array, weights: tuple[float, ...], stages: list[State]) -> State:

@@ -11,6 +11,8 @@ import jax.tree_util as jtu
 from jax import lax
 from jaxtyping import Array, Bool, PyTree
 
+from ..varying import mesh_axes, vary_over
+
 T = TypeVar("T")
 
 
@@ -131,5 +133,7 @@ def when(condition: Array, function: Callable[[T], T], x: T) -> T:
         flag, leaves, consts = jax.lax.optimization_barrier((*state, closed.consts))
         return ~flag, jex.jaxpr_as_fun(jex.ClosedJaxpr(closed.jaxpr, consts))(*leaves)
 
-    out = jax.lax.while_loop(lambda state: state[0], turn, (condition, leaves))[1]
+    # The barrier gives all that passes it the mesh axes of any.
+    first = vary_over(mesh_axes((leaves, condition, closed.consts)), (condition, leaves))
+    out = jax.lax.while_loop(lambda state: state[0], turn, first)[1]
     return jtu.tree_unflatten(structure, out)
