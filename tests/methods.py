@@ -68,10 +68,10 @@ METHODS = [
     Method(dj.DP8, 8, 7, 12, True, 3, True, _EIGHTH, _LONG),
     Method(dj.Rosenbrock23, 2, 2, 3, False, 0, True, _SECOND, _SHORT, False),
     Method(dj.Rodas3P, 3, 3, 5, False, 0, True, _THIRD, _SHORT, False),
-    Method(dj.Rodas4, 4, 3, 6, False, 0, True, _THIRD, _SHORT, False),
-    Method(dj.Rodas4P, 4, 3, 6, False, 0, True, _THIRD, _SHORT, False),
+    Method(dj.Rodas4, 4, 3, 6, False, 1, True, _THIRD, _SHORT, False),
+    Method(dj.Rodas4P, 4, 3, 6, False, 2, True, _THIRD, _SHORT, False),
     Method(dj.Rodas5, 5, 4, 8, False, 0, True, _FIFTH, _MIDDLE, False),
-    Method(dj.Rodas5P, 5, 4, 8, False, 0, True, _FIFTH, _MIDDLE, False),
+    Method(dj.Rodas5P, 5, 4, 8, False, 1, True, _FIFTH, _MIDDLE, False),
 ]
 
 # Methods that iterate: how many evaluations a step takes is not known beforehand, so that tests of

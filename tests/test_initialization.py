@@ -234,6 +234,7 @@ def charged(p: jax.Array) -> jax.Array:
     [
         ("mass matrix", dj.Rodas5P(), {}, 90),
         ("mass matrix", dj.Rosenbrock23(), {"steps": 2000, "adjoint": dj.ForwardMode()}, 2001),
+        # So many since DFBDF holds the error of a step to a sixtieth of the tolerance.
         ("fully implicit", dj.DFBDF(), {"max_steps": 500}, 480),
     ],
     ids=["Rodas5P", "fixed steps, forward", "DFBDF"],

@@ -215,3 +215,24 @@ def test_methods_that_cannot_switch():
         dj.AutoSwitch(dj.RK4(), dj.Rodas5P())
     with pytest.raises(ValueError, match=r"stiff must be an implicit method.*Tsit5"):
         dj.AutoTsit5(dj.Tsit5())
+
+
+@pytest.mark.slow
+def test_gradients_of_saves_by_lanes_of_larger_systems() -> None:
+    """Of a system whose matrices are not inverted, with lanes that never are stiff: guards against
+    factors of zeros, whose solves are NaN, where the implicit method has not stepped."""
+
+    def f(u: jax.Array, p: jax.Array, t: jax.Array) -> jax.Array:
+        return p * (jnp.roll(u, 1) - 2 * u + jnp.roll(u, -1)) - u**3
+
+    prob = dj.ODEProblem(f, jnp.linspace(0.5, 1.5, 26), (0.0, 1.0), jnp.asarray(1.0))
+    options = {"rtol": 1e-8, "atol": 1e-8, "max_steps": 128}
+
+    def total(p: jax.Array) -> jax.Array:
+        alg = dj.AutoTsit5(dj.Rodas4())
+        return jnp.sum(dj.solve(prob, alg, p=p, saveat=0.25, **options).u ** 2)
+
+    ps, e = jnp.array([1.0, 1e3]), 1e-3
+    values = jax.jit(jax.vmap(total))
+    differences = (values(ps * (1 + e)) - values(ps * (1 - e))) / (2 * e * ps)
+    np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(total)))(ps), differences, rtol=1e-3)

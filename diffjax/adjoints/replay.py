@@ -366,9 +366,9 @@ class Replay:
         if not saving:
             return step(carry, False)
         # What saves need may cost evaluations, which a step without one should not pay; but of
-        # steps with implicit stages a second copy takes many seconds to compile.
+        # implicit steps a second copy takes many seconds to compile.
         costs = self.plan.alg.dense_counts
-        if not costs or "nfactor" in costs:
+        if not costs or "nsolve" in costs:
             return step(carry, True)
         saves = any_of(due())
         carry = when(saves, lambda c: step(c, True), carry)

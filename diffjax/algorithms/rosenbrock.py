@@ -5,18 +5,21 @@ fail. That makes them the first choice for small stiff systems, and for systems 
 mass matrix.
 """
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ..linear.coordinates import Coordinates
-from ..linear.dense import factorize, row_sum_norm
+from ..linear.dense import INVERTED, Matrix, factorize, row_sum_norm
 from .base import Field, Memory, Norm, State, StepResult, TableauMethod
 from .implicit import VectorField
 from .stages import combine, evaluate_extension, scaled
 from .tableaus.rosenbrock import RosenbrockTableau
+
+# Of a stage its row of a, its node, and its row of C.
+Row = tuple[tuple[float, ...], float, tuple[float, ...]]
 
 
 class Rosenbrock(TableauMethod):
@@ -37,6 +40,12 @@ class Rosenbrock(TableauMethod):
         stages = self.tableau.stages
         return {"nf": stages, "njac": 1, "nfactor": 1, "nsolve": stages}
 
+    @property
+    def dense_counts(self) -> dict[str, int]:
+        """Without the factorisation that larger systems take."""
+        extra = len(self.tableau.dense.c_extra)
+        return {"nf": extra, "nsolve": extra} if extra else {}
+
     def init(self, field: Field, t: Array, u: State) -> Memory:
         return Memory()
 
@@ -46,7 +55,16 @@ class Rosenbrock(TableauMethod):
         tableau, view = self.tableau, VectorField(field, u)
         coordinates = view.coordinates
         start = coordinates.flatten(u)
-        stages, radius = self._stages(view, t, dt, start)
+        slope, jacobian = view.value_and_jacobian(t, start)
+        in_time = view.time_derivative(t, start)
+        h = dt.astype(start.dtype)
+        solve = self._inverse(view, h, jacobian)
+        stages: list[Array] = []
+        for a, c, coupling, d in zip(tableau.a, tableau.c, tableau.C, tableau.d, strict=True):
+            right = _right(view, t, dt, start, stages, (a, c, coupling)) if stages else slope
+            if in_time is not None and d != 0.0:
+                right = right + d * h * in_time
+            stages.append(solve(right))
         u_end = coordinates.unflatten(start + _sum(tableau.b, stages))
         error = None
         if norm is not None:
@@ -58,38 +76,45 @@ class Rosenbrock(TableauMethod):
             ok=True,
             memory=memory,
             memory_if_rejected=memory,
-            stages=tuple(stages),
-            stiffness=scaled(radius, jnp.abs(dt)),
+            stages=(tuple(stages), solve if self._keeps(view) else None),
+            stiffness=scaled(row_sum_norm(jacobian), jnp.abs(dt)),
         )
 
-    def _stages(
-        self, view: VectorField, t: Array, dt: Array, start: Array
-    ) -> tuple[list[Array], Array]:
-        """The stages, and a bound of the eigenvalues."""
-        tableau, h = self.tableau, dt.astype(start.dtype)
-        slope, jacobian = view.value_and_jacobian(t, start)
-        in_time = view.time_derivative(t, start)
-        solve = factorize(view.shifted(1 / (tableau.gamma * h), jacobian))
-        stages: list[Array] = []
-        for a, c, coupling, d in zip(tableau.a, tableau.c, tableau.C, tableau.d, strict=True):
-            if stages:
-                slope = view.f(t + c * dt, start + _sum(a, stages))
-            right = slope
-            if in_time is not None and d != 0.0:
-                right = right + d * h * in_time
-            if stages:
-                right = right + view.mass_times(_sum(coupling, stages) / h)
-            stages.append(solve(right))
-        return stages, row_sum_norm(jacobian)
+    def _inverse(self, view: VectorField, h: Array, jacobian: Matrix) -> Callable[[Array], Array]:
+        return factorize(view.shifted(1 / (self.tableau.gamma * h), jacobian))
+
+    def _keeps(self, view: VectorField) -> bool:
+        """Whether the extension is given the inverse of the step. Of larger systems that would be
+        much to hand on, and of a step that is not taken (`switch`) its zeros would be singular
+        factors: it factorises their matrix again."""
+        inverted = view.coordinates.size <= INVERTED and view.field.sparsity is None
+        return bool(self.tableau.dense.c_extra) and inverted
 
     def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:
         """The coefficients of a polynomial in theta; see `evaluate_extension`."""
-        coordinates = Coordinates(u)
-        columns = zip(*self.tableau.dense.weights, strict=True)
-        return (u, *(coordinates.unflatten(_sum(column, stages)) for column in columns))
+        extension, view = self.tableau.dense, VectorField(field, u)
+        coordinates = view.coordinates
+        own, solve = stages
+        start, known = coordinates.flatten(u), list(own)
+        if extension.c_extra and solve is None:
+            jacobian = view.value_and_jacobian(t, start)[1]
+            solve = self._inverse(view, dt.astype(start.dtype), jacobian)
+        for row in zip(extension.a_extra, extension.c_extra, extension.C_extra, strict=True):
+            known.append(solve(_right(view, t, dt, start, known, row)))
+        columns = zip(*extension.weights, strict=True)
+        return (u, *(coordinates.unflatten(_sum(column, known)) for column in columns))
 
     def interpolate(self, coefficients: PyTree, theta: Array) -> State:
         return evaluate_extension(coefficients, theta)
+
+
+def _right(
+    view: VectorField, t: Array, dt: Array, start: Array, stages: list[Array], row: Row
+) -> Array:
+    """The right-hand side of the stage after the first ones, of an autonomous equation."""
+    a, c, coupling = row
+    slope = view.f(t + c * dt, start + _sum(a, stages))
+    return slope + view.mass_times(_sum(coupling, stages) / dt.astype(start.dtype))
 
 
 def _sum(weights: tuple[float, ...], stages: list[Array]) -> Array:

@@ -1,8 +1,8 @@
 """The Rosenbrock methods by name: a tableau each.
 
 They are for stiff problems of up to some hundred unknowns, and for M u' = f with a constant mass
-matrix M that may be singular. Each returns an algorithm for `dj.solve`; its own continuous
-extension costs no evaluation.
+matrix M that may be singular. Each returns an algorithm for `dj.solve`; the continuous extension
+costs an evaluation or two in steps inside which something is saved, or none.
 """
 
 from . import tableaus
@@ -38,9 +38,10 @@ def Rodas3P() -> Rosenbrock:
 def Rodas4() -> Rosenbrock:
     """The method of order 4(3) of the code RODAS; L-stable and stiffly accurate.
 
-    Its extension is of order 3.
+    Its extension, of order 3, has a stage of its own.
 
-    Source: Hairer, Wanner, Solving ODEs II, section IV.7 and the code RODAS.
+    Source: Hairer, Wanner, Solving ODEs II, section IV.7 and the code RODAS; the extension is
+    derived in `tableaus/rodas.py`.
 
     !!! example
         `dj.solve(prob, dj.Rodas4(), rtol=1e-5)`
@@ -51,10 +52,10 @@ def Rodas4() -> Rosenbrock:
 def Rodas4P() -> Rosenbrock:
     """A method of order 4(3) that keeps its order on parabolic and stiff problems; L-stable.
 
-    Its extension, of order 3, is one for nonlinear problems and not the published one.
+    Its extension, of order 3, has two stages of its own.
 
     Source: Steinebach, Order-reduction of ROW-methods for DAEs and method of lines applications,
-    preprint 1741, TH Darmstadt, 1995.
+    preprint 1741, TH Darmstadt, 1995; the extension is derived in `tableaus/rodas.py`.
 
     !!! example
         `dj.solve(prob, dj.Rodas4P(), rtol=1e-5)`
@@ -79,7 +80,7 @@ def Rodas5() -> Rosenbrock:
 def Rodas5P() -> Rosenbrock:
     """A method of order 5(4) that keeps its order on stiff problems; the first to try on them.
 
-    L-stable and stiffly accurate; its extension is of order 4.
+    L-stable and stiffly accurate; its extension, of order 4, has a stage of its own.
 
     Source: Steinebach, Construction of Rosenbrock-Wanner method Rodas5P and numerical benchmarks
     within the Julia Differential Equations package, BIT Numer. Math. 63:27, 2023.

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Int, PyTree
 
+from ..linear.coordinates import Coordinates
+from ..linear.dense import INVERTED
 from ..linear.jacobian import varying_like
 from .base import Algorithm, Field, Memory, Norm, State, StepResult
 from .explicit_methods import DP5, Tsit5, Vern6, Vern7, Vern8, Vern9
@@ -120,7 +122,8 @@ class AutoSwitch(Algorithm):
 
     @property
     def dense_counts(self) -> dict[str, int]:
-        return self.nonstiff.dense_counts
+        first, second = self.nonstiff.dense_counts, self.stiff.dense_counts
+        return {name: first.get(name, 0) + second.get(name, 0) for name in {**first, **second}}
 
     def init(self, field: Field, t: Array, u: State) -> Memory:
         blank = _blank(lambda: self.stiff.init(field, t, u), t)
@@ -239,10 +242,15 @@ class AutoSwitch(Algorithm):
     def dense(self, field: Field, t: Array, dt: Array, u: State, stages: PyTree) -> PyTree:
         """The coefficients of both methods; those of the one that has not stepped are zero."""
         stiff, *several = stages
-        both = [
-            alg.dense(field, t, dt, u, s)
-            for alg, s in zip((self.nonstiff, self.stiff), several, strict=True)
-        ]
+        nonstiff = self.nonstiff.dense(field, t, dt, u, several[0])
+
+        def of_stiff() -> PyTree:
+            return self.stiff.dense(field, t, dt, u, several[1])
+
+        # Its further stages may take a factorisation. Those of small systems do not, and there a
+        # branch would keep loops from being native functions.
+        costly = self.stiff.dense_counts and Coordinates(u).size > INVERTED
+        both = [nonstiff, _where_any(stiff, of_stiff, t) if costly else of_stiff()]
         zeros = jtu.tree_map(jnp.zeros_like, both)
         first, *rest = _either(stiff, both[0], zeros[0])
         return (first, rest, _either(stiff, zeros[1], both[1]))

@@ -189,16 +189,6 @@ class Band(eqx.Module):
         done = native(lambda rows: _eliminate(rows, lower, upper), rows)
         return BandFactors(*done, shape=self.shape)
 
-    def factorize(self) -> Callable[[Vector], Vector]:
-        """The function that gives the x with A x = b, for any b."""
-        factors = self.factors()
-        return lambda b: jax.lax.custom_linear_solve(
-            self.times,
-            b,
-            solve=lambda _, b: factors.solve(b),
-            transpose_solve=lambda _, b: factors.solve_transposed(b),
-        )
-
 
 class _Factors(NamedTuple):
     """Column by column, what the elimination has done.

@@ -39,25 +39,27 @@ INVERTED = 24
 def factorize(matrix: Matrix) -> Callable[[Vector], Vector]:
     """Factorise a square matrix A: the function that gives the x with A x = b, for any b.
 
-    x is not finite if the matrix is singular.
+    x is not finite if the matrix is singular. But for a `MatrixFree` the function is a pytree.
     """
-    if isinstance(matrix, Band | MatrixFree | ComplexMatrixFree):
+    if isinstance(matrix, MatrixFree | ComplexMatrixFree):
         return matrix.factorize()
-    if matrix.shape[0] <= INVERTED:
-        inverse = _inverse(jax.lax.stop_gradient(matrix))
-        return lambda b: jax.lax.custom_linear_solve(
-            lambda x: times(matrix, x),
-            b,
-            solve=lambda _, b: times(inverse, b),
-            transpose_solve=lambda _, b: times(inverse.T, b),
-        )
-    factors = factors_of(matrix)
-    return lambda b: jax.lax.custom_linear_solve(
-        lambda x: matrix @ x,
-        b,
-        solve=lambda _, b: factors.solve(b),
-        transpose_solve=lambda _, b: factors.solve_transposed(b),
-    )
+    if isinstance(matrix, Band) or matrix.shape[0] > INVERTED:
+        return Solver(matrix, factors_of(matrix))
+    return Solver(matrix, Inverse(_inverse(jax.lax.stop_gradient(matrix))))
+
+
+class Inverse(eqx.Module):
+    """The inverse of a small dense matrix."""
+
+    matrix: Dense
+
+    def solve(self, b: Vector) -> Vector:
+        """The x with A x = b."""
+        return times(self.matrix, b)
+
+    def solve_transposed(self, b: Vector) -> Vector:
+        """The x with A^T x = b."""
+        return times(self.matrix.T, b)
 
 
 class DenseFactors(eqx.Module):
@@ -76,6 +78,25 @@ class DenseFactors(eqx.Module):
 
 
 Factors = DenseFactors | BandFactors | BlockFactors
+
+
+class Solver(eqx.Module):
+    """The x with A x = b as a function of b, which has a derivative by A and by b."""
+
+    matrix: Matrix
+    factors: Inverse | Factors
+
+    def __call__(self, b: Vector) -> Vector:
+        return jax.lax.custom_linear_solve(
+            self._times,
+            b,
+            solve=lambda _, b: self.factors.solve(b),
+            transpose_solve=lambda _, b: self.factors.solve_transposed(b),
+        )
+
+    def _times(self, x: Vector) -> Vector:
+        large = isinstance(self.factors, DenseFactors)
+        return self.matrix @ x if large else times(self.matrix, x)
 
 
 def factors_of(matrix: Matrix) -> Factors:

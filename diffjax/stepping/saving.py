@@ -67,7 +67,6 @@ class _BySaves(NamedTuple):
     carry: Any
     step: Step
     coefficients: PyTree
-    dense_at: Int[Array, ""] | None
     ndense: Int[Array, ""]
     saved: Int[Array, ""]
 
@@ -86,34 +85,31 @@ def by_saves(plan: Plan, inputs: Inputs, settings: Settings, *, idle: bool) -> O
     attempt = jax.jit(partial(stepper.attempt, masked=False), inline=True)
     step = saver.blank_step(jax.eval_shape(attempt, carry)[1])
     zero = jnp.zeros((), jnp.int32)
-    # Extra stages of the extension are computed once a step however many saves fall into it.
-    coefficients = saver.blank_coefficients(step) if saver.lazy else None
-    dense_at = zero - 1 if saver.lazy else None
-    loop = _BySaves(carry, step, coefficients, dense_at, zero, zero)
-    loop = vary_alike((loop, inputs, settings))[0]
+    # Extra stages of the extension are computed once a step however many saves fall into it, and
+    # what they are made of is not kept.
+    coefficients = None
+    if saver.lazy:
+        coefficients, step = saver.blank_coefficients(step), step._replace(stages=None)
+    loop = vary_alike((_BySaves(carry, step, coefficients, zero, zero), inputs, settings))[0]
 
-    def advance(by: Stepper[Any], loop: _BySaves) -> _BySaves:
+    def advance(ts: Array, by: Stepper[Any], loop: _BySaves) -> _BySaves:
         one = attempt if by is stepper else partial(by.attempt, masked=False)
         carry, record = one(loop.carry)
-        return loop._replace(carry=carry, step=record.step._replace(past=Memory()))
-
-    def refreshed(loop: _BySaves) -> _BySaves:
+        step = record.step._replace(past=Memory())
         if not saver.lazy:
-            return loop
-        done = loop.carry.steps
-        stale = (loop.dense_at != done) & (done > 0)
+            return loop._replace(carry=carry, step=step)
+        due = lax.bitwise_and(record.accepted, lax.ge(stepper.time(carry), ts))
         # A loop of one turn and not a branch, which no native function may contain.
-        coefficients = when(stale, lambda _: saver.dense(loop.step), loop.coefficients)
-        ndense = loop.ndense + stale.astype(jnp.int32)
-        return loop._replace(coefficients=coefficients, dense_at=done, ndense=ndense)
+        coefficients = when(due, lambda _: saver.dense(step), loop.coefficients)
+        ndense = loop.ndense + due.astype(jnp.int32)
+        return _BySaves(carry, step._replace(stages=None), coefficients, ndense, loop.saved)
 
     def to_save(loop: _BySaves, ts: Array) -> tuple[_BySaves, list[Array]]:
         def pending(loop: _BySaves) -> Array:
             due = lax.lt(stepper.time(loop.carry), ts)
             return lax.bitwise_and(stepper.active(loop.carry), due)
 
-        loop = step_while(stepper, pending, advance, loop, many=False)
-        loop = refreshed(loop)
+        loop = step_while(stepper, pending, partial(advance, ts), loop, many=False)
         coefficients = loop.coefficients if saver.lazy else saver.dense(loop.step)
         row = saver.row(coefficients, loop.step, ts)
         if plan.alg.looks_back:

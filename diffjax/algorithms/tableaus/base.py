@@ -31,6 +31,7 @@ class DenseTableau:
     - `a_extra`, `c_extra`: stages that only the extension needs, computed only where output asks
         for them. Row j of `a_extra` has `stages + j` entries.
     - `gamma_extra`: the diagonal of these stages; where it is not zero they are implicit.
+    - `C_extra`: of stages of a Rosenbrock method the rows of C (`RosenbrockTableau`); d is zero.
     """
 
     order: int
@@ -38,6 +39,7 @@ class DenseTableau:
     a_extra: tuple[tuple[float, ...], ...] = ()
     c_extra: tuple[float, ...] = ()
     gamma_extra: float = 0.0
+    C_extra: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,8 @@
 Sources: Di Marzo, RODAS5(4): méthodes de Rosenbrock d'ordre 5(4) adaptées aux problèmes
 différentiels-algébriques, Université de Genève, 1993 (Rodas5); Steinebach, Construction of
 Rosenbrock-Wanner method Rodas5P and numerical benchmarks within the Julia Differential Equations
-package, BIT Numer. Math. 63:27, 2023 (Rodas5P). Rodas5's extension is from the Julia package.
+package, BIT Numer. Math. 63:27, 2023 (Rodas5P). Rodas5's extension is from the Julia package,
+Rodas5P's is the published one with a stage more (see `rodas`).
 """
 
 from .rosenbrock import RosenbrockTableau, extension
@@ -168,11 +169,24 @@ RODAS5P = RosenbrockTableau(
         4,
         (*_B5P, 1.0, 1.0, 1.0),
         "25.948786856663858 -2.5579724845846235 10.433815404888879 -2.3679251022685204 "
-        "0.524948541321073 1.1241088310450404 0.4272876194431874 -0.17202221070155493",
+        "0.524948541321073 1.1241088310450404 0.4272876194431874 -0.8059436391207688 "
+        "-8.419727920088274",
         "-9.91568850695171 -0.9689944594115154 3.0438037242978453 -24.495224566215796 "
-        "20.176138334709044 15.98066361424651 -6.789040303419874 -6.710236069923372",
+        "20.176138334709044 15.98066361424651 -6.789040303419874 -1.585323181271101 "
+        "66.43657305327406",
         "11.419903575922262 2.8879645146136994 72.92137995996029 80.12511834622643 "
-        "-52.072871366152654 -59.78993625266729 -0.15582684282751913 4.883087185713722",
+        "-52.072871366152654 -59.78993625266729 -0.15582684282751913 -2.424967688141736 "
+        "-85.26114534452253",
+        extra=[
+            (
+                0.4,
+                "2.7131884865249383 0.4286994308789183 0.9454859826639677 0.08388589095416571 "
+                "0.07537793839221407 -0.09200372568394966 -0.15518259122651953 "
+                "-0.09795744534960996",
+                "1.758301796518103 -2.363924962620599 -13.619677011237213 -14.996106494992343 "
+                "8.632736931729067 11.566879330165769 1.9318040526345246 0.8230031034797154",
+            ),
+        ],
     ),
     # For an eighth more steps: without, the pendulum with its constraint and the Brusselator in two
     # dimensions lose more than two digits against the tolerance.

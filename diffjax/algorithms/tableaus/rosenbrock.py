@@ -48,12 +48,17 @@ class RosenbrockTableau:
         return len(self.b)
 
 
-def extension(order: int, b: Sequence[float], *rows: str) -> DenseTableau:
+def extension(
+    order: int, b: Sequence[float], *rows: str, extra: Sequence[tuple[float, str, str]] = ()
+) -> DenseTableau:
     """A continuous extension as Rosenbrock codes give it: with h_m the sums of `rows` over stages,
 
     u(theta) = (1 - theta) u0 + theta (u1 + (1 - theta) (h_1 + theta h_2 + theta^2 h_3)).
+
+    Further stages have a node, a row of a and a row of C each.
     """
     h = [[Fraction(x) for x in row.split()] for row in rows]
+    b = [*b, *(0.0 for _ in extra)]
     zeros = [Fraction(0)] * len(b)
     # The powers of theta in theta b + theta (1 - theta) (h_1 + theta h_2 + theta^2 h_3).
     first = [Fraction(x) + y for x, y in zip(b, h[0], strict=True)]
@@ -61,4 +66,10 @@ def extension(order: int, b: Sequence[float], *rows: str) -> DenseTableau:
         [x - y for x, y in zip(after, before, strict=True)]
         for before, after in zip(h, [*h[1:], zeros], strict=True)
     ]
-    return DenseTableau(order, from_monomials(*zip(first, *others, strict=True)))
+    return DenseTableau(
+        order,
+        from_monomials(*zip(first, *others, strict=True)),
+        a_extra=tuple(tuple(map(float, row.split())) for _, row, _ in extra),
+        c_extra=tuple(node for node, _, _ in extra),
+        C_extra=tuple(tuple(map(float, row.split())) for _, _, row in extra),
+    )
