@@ -50,6 +50,47 @@ def test_four_devices_are_one(count: int) -> None:
         assert not sol.u.is_fully_replicated
 
 
+BALL = dj.ContinuousCallback(lambda u, p, t: u[0], lambda u, p, t: -0.8 * u)
+FALL = dj.ODEProblem(lambda u, p, t: jnp.stack([u[1], -p]), jnp.array([1.0, 0.0]), (0.0, 1.5), 9.8)
+CHAIN = dj.DAEProblem(
+    lambda du, u, p, t: jnp.stack([du[0] + p * u[0], u[1] - u[0] ** 2]),
+    jnp.zeros(2),
+    jnp.ones(2),
+    (0.0, 1.0),
+    1.0,
+)
+DEATH = dj.ConstantRateJump(lambda u, p, t: p * u[0].astype(float), lambda u, p, t: u - 1)
+DEATHS = dj.JumpProblem(dj.DiscreteProblem(jnp.array([20]), (0.0, 1.0), 1.0), DEATH)
+GROWTH = dj.ODEProblem(lambda u, p, t: p * u, jnp.ones(1), (0.0, 1.0), 1.0)
+GUSTS = dj.JumpProblem(GROWTH, dj.ConstantRateJump(lambda u, p, t: 2.0, lambda u, p, t: u / 2))
+
+
+@pytest.mark.parametrize(
+    ("problem", "alg", "options"),
+    [
+        (FALL, dj.BS3(), {"callback": BALL, "saveat": 0.5}),
+        (FALL, dj.BS3(), {"callback": BALL, "dt": 0.1, "adaptive": False}),
+        (GROWTH, dj.BS3(), {"callback": dj.PresetTimeCallback([0.5], lambda u, p, t: 2 * u)}),
+        (CHAIN, dj.DImplicitEuler(), {"rtol": 1e-2, "atol": 1e-2}),
+        (GROWTH, dj.QNDF(max_order=2), {"saveat": 0.3}),
+        (DEATHS, None, {"saveat": 0.5}),
+        (GUSTS, dj.BS3(), {}),
+    ],
+    ids=["event", "fixed-event", "preset", "dae", "bdf", "jumps", "hybrid"],
+)
+def test_every_kind_on_a_mesh(problem: Any, alg: Any, options: dict[str, Any]) -> None:
+    """Their loops are given types that vary over the mesh as what they give back does."""
+
+    def member(prob: Any, i: jax.Array, key: jax.Array) -> Any:
+        p = prob.prob.p if isinstance(prob, dj.JumpProblem) else prob.p
+        return dj.remake(prob, p=p * (1 + 0.1 * i.astype(float)))
+
+    ensemble = dj.EnsembleProblem(problem, member)
+    options = {"trajectories": 6, "key": KEY, "max_steps": 128, **options}
+    spread = dj.solve(ensemble, alg, mesh=jax.make_mesh((4,), ("a",)), **options)
+    close(spread.u, dj.solve(ensemble, alg, **options).u)
+
+
 def test_reduction_and_gradient_on_four_devices() -> None:
     """11 trajectories are 3, 3, 3 and 2; in tiles of 2 no two devices end alike."""
     mesh = jax.make_mesh((4,), ("a",))

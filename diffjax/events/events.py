@@ -9,6 +9,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int
 
 from ..algorithms.field import Field, State, evaluate
+from ..varying import mesh_axes, vary_over
 
 # The leaves of p that affects change, in the order of the leaves.
 Parameters = tuple[Array, ...]
@@ -112,6 +113,8 @@ class Events:
         if self.affect_jaxpr is None:
             return u, parameters
         leaves, structure = jtu.tree_flatten(u)
+        # As where they were traced.
+        fired, number = vary_over(mesh_axes((t, leaves)), (fired, number))
         out = evaluate(self.affect_jaxpr, (), *args.affects, *parameters, fired, number, t, *leaves)
         return jtu.tree_unflatten(structure, out[: len(leaves)]), tuple(out[len(leaves) :])
 

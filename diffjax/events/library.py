@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from ..linear.dense import factorize
 from ..problems.parts import UserFunction, is_array
+from ..varying import mesh_axes, vary_over
 from .callbacks import Callback, DiscreteCallback
 
 # Iterations of a projection, which starts within the error of a step from its end.
@@ -136,6 +137,7 @@ class _Projection(eqx.Module):
 
         zero = jnp.zeros(normal.shape[0], start.dtype)
         first = (zero, jnp.full((), jnp.inf, start.dtype), jnp.zeros((), jnp.int32))
+        first = vary_over(mesh_axes((held, normal)), first)
         multipliers, moved, _ = jax.lax.while_loop(pending, closer, first)
         # One iteration more from the solution is the implicit function theorem, and a second
         # doubles the order of the derivatives that are right, as it would the digits.

@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ..varying import mesh_axes, vary_over
+
 # A step may end before the root by so many units in the last place of time.
 _ROOT_ULPS = 4.0
 # An event so many units of the resolution from a given time is at that time.
@@ -323,6 +325,7 @@ def _root(attempt: Attempt, which: Array, left: Array, right: Array) -> Float[Ar
     zero = jnp.zeros((), jnp.int32)
     one = jnp.ones_like(left)
     start = _Bracket(left, value_left, right, value_right, right, one, zero, zero)
+    start = vary_over(mesh_axes((start, attempt.end, attempt.values)), start)
     return jax.lax.while_loop(pending, closer, start).x
 
 

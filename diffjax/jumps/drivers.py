@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..stepping.trees import nan_like, where
-from ..varying import vary_alike
+from ..varying import mesh_axes, vary_alike, vary_over
 from .base import Advance, Carry, Process
 from .channels import Leaves
 
@@ -25,11 +25,16 @@ class Rows(NamedTuple):
     which: Array | None = None
 
 
+def _varying(advance: Advance) -> Advance:
+    """Constants that a jump gives back vary over the mesh axes of what it was given."""
+    return lambda c, t: vary_over(mesh_axes(c), advance(c, t))
+
+
 def to_saves(
     process: Process[Carry], saves: Float[Array, " saves"], end: Array, advance: Advance
 ) -> tuple[Carry, Rows]:
     """One path: up to each save time in turn, then to the end."""
-    carry = vary_alike((process.init(), saves, end))[0]
+    carry, advance = vary_alike((process.init(), saves, end))[0], _varying(advance)
 
     def until(c: Carry, t: Array) -> Carry:
         return jax.lax.while_loop(
@@ -56,7 +61,7 @@ def to_saves_together(
     process: Process[Carry], saves: Float[Array, " saves"], end: Array, advance: Advance
 ) -> tuple[Carry, Rows]:
     """Many paths in one loop, none of which waits for another at a save time."""
-    count = saves.shape[0]
+    count, advance = saves.shape[0], _varying(advance)
     schedule = jnp.concatenate([saves, jnp.full(1, jnp.inf, saves.dtype)])
     carry = process.init()
     blank = [jnp.broadcast_to(nan_like(x), (count, *x.shape)) for x in process.state(carry)]
@@ -93,7 +98,7 @@ def every_row(
     process: Process[Carry], length: int, end: Array, advance: Advance, *, many: bool
 ) -> tuple[Carry, Rows]:
     """Every jump or leap, in so many rows behind the start; and a last one for the end."""
-    carry = process.init()
+    carry, advance = process.init(), _varying(advance)
 
     def write(rows: Rows, carry: Carry, number: Array) -> Rows:
         new = Rows(process.state(carry), *process.last(carry))

@@ -16,6 +16,7 @@ import lineax
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..varying import mesh_axes
 from .jacobian import varying_like
 
 Vector = Float[Array, " n"]
@@ -46,7 +47,7 @@ class GMRES(eqx.Module):
     - `max_restarts`: then the iteration gives up, and so does the step.
 
     **Raises:** `TypeError` if `preconditioner` is not a function; `ValueError` for numbers out of
-    range.
+    range, and in a solve that is spread over a mesh.
 
     !!! example
         ```python
@@ -77,6 +78,11 @@ class GMRES(eqx.Module):
 
     def solve(self, product: Product, b: Vector, near: Product | None, rtol: float) -> Vector:
         """x with product(x) = b, where the largest residual is `rtol` times the largest of b."""
+        if mesh_axes(b):
+            raise ValueError(
+                "dj.GMRES() cannot run inside jax.shard_map with its checks on, nor with mesh=, "
+                "since the loops of lineax do not say over which axes they vary; give jac_sparsity."
+            )
         structure = jax.eval_shape(lambda: b)
         size = jnp.max(jnp.abs(b))
         # Of nothing the solution is nothing.

@@ -41,6 +41,7 @@ from ..linear.dense import (
 )
 from ..linear.jacobian import varying_like
 from ..linear.newton import implicit_solution
+from ..varying import mesh_axes, vary_over
 from .lanes import one_or_many
 from .plan import Inputs, Plan, Settings
 
@@ -246,6 +247,7 @@ def _differential(field: Field, t: Array, u: State, said: tuple[bool, ...] | Non
         of_slope, _ = view.jacobian(t, flatten(u), flatten(field.slope))
         sizes = jtu.tree_map(jnp.abs, of_slope)
         ones = jnp.ones(view.coordinates.size, view.coordinates.dtype)
+        ones = vary_over(mesh_axes((sizes, u)), ones)
         flags = jax.linear_transpose(lambda x: times(sizes, x), ones)(ones)[0] != 0
     return flags.astype(view.coordinates.dtype)
 

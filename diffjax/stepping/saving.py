@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Int, PyTree
 
 from ..algorithms.base import Memory
-from ..varying import vary_alike
+from ..varying import mesh_axes, vary_alike, vary_over
 from .outcome import Outcome, make_stepper, outcome_of, step_to_end, step_while
 from .plan import Inputs, Plan, Settings
 from .stepper import Step, Stepper
@@ -91,11 +91,13 @@ def by_saves(plan: Plan, inputs: Inputs, settings: Settings, *, idle: bool) -> O
     if saver.lazy:
         coefficients, step = saver.blank_coefficients(step), step._replace(stages=None)
     loop = vary_alike((_BySaves(carry, step, coefficients, zero, zero), inputs, settings))[0]
+    axes = mesh_axes(loop)
 
     def advance(ts: Array, by: Stepper[Any], loop: _BySaves) -> _BySaves:
         one = attempt if by is stepper else partial(by.attempt, masked=False)
         carry, record = one(loop.carry)
-        step = record.step._replace(past=Memory())
+        # Of a method of fixed nodes some of what it hands on is constant.
+        step = vary_over(axes, record.step._replace(past=Memory()))
         if not saver.lazy:
             return loop._replace(carry=carry, step=step)
         due = lax.bitwise_and(record.accepted, lax.ge(stepper.time(carry), ts))

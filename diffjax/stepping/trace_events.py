@@ -18,6 +18,7 @@ from ..events.callbacks import (
 )
 from ..events.events import EventArgs, Events
 from ..problems.parts import Parts
+from ..varying import mesh_axes, vary_over
 from .layout import Layout
 from .trace import checked, hoist
 from .trees import replaced, where
@@ -138,7 +139,9 @@ class EventTracer:
             t, u = rest[len(before)], rest[len(before) + 1 :]
             return function(parameters, *rest[: len(before)], t, u)
 
-        closed = jax.make_jaxpr(flat)(*given, *before, self.t, *jtu.tree_leaves(self.state))
+        here = (self.t, *jtu.tree_leaves(self.state))
+        before = vary_over(mesh_axes(here), before)
+        closed = jax.make_jaxpr(flat)(*given, *before, *here)
         return hoist(closed.jaxpr, tuple(closed.consts))
 
     def conditions(

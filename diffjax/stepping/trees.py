@@ -125,15 +125,27 @@ def when(condition: Array, function: Callable[[T], T], x: T) -> T:
     XLA from moving what the loop does, all of which is the same in every turn, out of it.
     """
     leaves, structure = jtu.tree_flatten(x)
-    closed = jax.make_jaxpr(
-        lambda *xs: jtu.tree_leaves(function(jtu.tree_unflatten(structure, xs)))
-    )(*leaves)
+
+    def traced(leaves: list[Array]) -> Any:
+        return jax.make_jaxpr(
+            lambda *xs: jtu.tree_leaves(function(jtu.tree_unflatten(structure, xs)))
+        )(*leaves)
+
+    closed = traced(leaves)
+    # What passes a barrier together comes out with the mesh axes of all.
+    axes = mesh_axes((leaves, condition, closed.consts))
+    if axes:
+        condition, leaves = vary_over(axes, (condition, leaves))
+        closed = traced(leaves)
 
     def turn(state: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
-        flag, leaves, consts = jax.lax.optimization_barrier((*state, closed.consts))
-        return ~flag, jex.jaxpr_as_fun(jex.ClosedJaxpr(closed.jaxpr, consts))(*leaves)
+        if axes:
+            # Constants keep the types that they were traced with.
+            (flag, leaves), consts = jax.lax.optimization_barrier(state), closed.consts
+        else:
+            flag, leaves, consts = jax.lax.optimization_barrier((*state, closed.consts))
+        out = jex.jaxpr_as_fun(jex.ClosedJaxpr(closed.jaxpr, consts))(*leaves)
+        return ~flag, vary_over(axes, out)
 
-    # The barrier gives all that passes it the mesh axes of any.
-    first = vary_over(mesh_axes((leaves, condition, closed.consts)), (condition, leaves))
-    out = jax.lax.while_loop(lambda state: state[0], turn, first)[1]
+    out = jax.lax.while_loop(lambda state: state[0], turn, (condition, leaves))[1]
     return jtu.tree_unflatten(structure, out)
