@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks.case import Maker
 from benchmarks.timing import Call
@@ -21,11 +22,12 @@ def jit_maker(function: Function, inputs: Any) -> Maker:
 
     def make() -> Callable[[float], Call]:
         compiled = jax.jit(function)
-        on_device = jax.tree.map(jnp.asarray, inputs)
+        # By `device_put`, since `jnp.asarray` would compile programs of its own in a first call.
+        on_device = jax.tree.map(lambda x: jax.device_put(np.asarray(x)), inputs)
         dtype = jnp.result_type(*jax.tree.leaves(on_device))
 
         def at(tol: float) -> Call:
-            bound = jnp.asarray(tol, dtype)
+            bound = jax.device_put(np.asarray(tol, dtype))
             return lambda: jax.block_until_ready(compiled(on_device, bound))
 
         return at
