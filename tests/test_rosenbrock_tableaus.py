@@ -124,7 +124,7 @@ def test_dense_order(tableau: RosenbrockTableau) -> None:
     assert conditions.residual(weights @ basis, tableau.dense.order + 1, 0.9) > VIOLATED
     # At the end it is the solution itself.
     end = (*tableau.b, *(0.0 for _ in tableau.dense.c_extra))
-    np.testing.assert_allclose(weights.sum(axis=1), end, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(weights.sum(axis=1), end, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("tableau", ALL[2:], ids=lambda t: t.name)

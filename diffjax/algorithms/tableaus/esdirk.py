@@ -54,11 +54,6 @@ class ESDIRKTableau:
     def stages(self) -> int:
         return len(self.b)
 
-    @property
-    def stiffly_accurate(self) -> bool:
-        """The last stage ends the step, so its derivative is the next step's first stage."""
-        return self.explicit_first
-
 
 def esdirk(
     name: str,
