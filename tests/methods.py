@@ -63,7 +63,7 @@ METHODS = [
     Method(dj.Vern6, 6, 6, 8, True, 3, True, _SIXTH, _MIDDLE),
     # Its 7th-order conditions of the extension are met but for 3e-7.
     Method(dj.Vern7, 7, 6, 10, False, 6, True, _SIXTH, _MIDDLE),
-    Method(dj.Vern8, 8, 8, 13, False, 8, True, _EIGHTH, _LONG),
+    Method(dj.Vern8, 8, 8, 13, False, 11, True, _EIGHTH, _LONG),
     Method(dj.Vern9, 9, 9, 16, False, 10, True, _EIGHTH, _LONG),
     Method(dj.DP8, 8, 7, 12, True, 3, True, _EIGHTH, _LONG),
     Method(dj.Rosenbrock23, 2, 2, 3, False, 0, True, _SECOND, _SHORT, False),
