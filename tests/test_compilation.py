@@ -5,17 +5,20 @@ checkpointed gradient measured.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import diffjax as dj
 from diffjax.stepping.lanes import is_native
+from diffjax.stepping.tidy import tidied
 from diffjax.stepping.watch import Watch
 from tests.problems import LOTKA_VOLTERRA, lotka_volterra
 
@@ -227,6 +230,37 @@ def test_operations_in_the_loop(alg: dj.Algorithm, options: dict[str, Any], most
     # One trajectory to its end is one loop.
     assert len(bodies) == 1
     assert bodies[0] <= most
+
+
+def test_operations_of_the_way_back() -> None:
+    """XLA would compile what leads to the transpose of each `u[0]` once for each."""
+
+    def field(u: jax.Array, p: tuple[jax.Array, ...], t: jax.Array) -> jax.Array:
+        a, b, c, d = p
+        return jnp.stack([a * u[0] - b * u[0] * u[1], -c * u[1] + d * u[0] * u[1]])
+
+    def loss(p: jax.Array) -> jax.Array:
+        prob = dj.ODEProblem(field, U0, (0.0, 10.0), tuple(p))
+        return jnp.sum(dj.solve(prob, dj.Tsit5(), saveat=0.7).u)
+
+    assert max(loop_bodies(compiled_text(jax.grad(loss)))) <= 2100
+
+
+def test_what_is_computed_twice_is_computed_once() -> None:
+    def twice(u: jax.Array) -> jax.Array:
+        # Not the same: zeros of other signs, other types, what has an effect.
+        zeros = 1.0 / (u[0] * 0.0), 1.0 / (u[0] * -0.0)
+        jax.debug.print("{}", u[1])
+        jax.debug.print("{}", u[1])
+        return jnp.stack([jnp.sin(u[0]) + u[1] * 2.0, jnp.sin(u[0]) + u[1] * 2, *zeros])
+
+    closed = jax.make_jaxpr(twice)(U0)
+    jaxpr = tidied(closed.jaxpr)
+    count = Counter(eqn.primitive.name for eqn in jaxpr.eqns)
+    assert [count[name] for name in ("slice", "sin", "mul", "add")] == [2, 1, 3, 1]
+    assert count["debug_print"] == sum(e.primitive.name == "debug_print" for e in closed.eqns) == 2
+    values = jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, closed.consts))(U0)
+    np.testing.assert_array_equal(values[0], twice(U0))
 
 
 def test_fixed_steps_trace_no_controller() -> None:

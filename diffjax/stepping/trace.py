@@ -14,6 +14,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
 from .layout import Layout
+from .tidy import tidied, used_in
 
 
 def trace_field(
@@ -143,6 +144,7 @@ def hoist(
     is done once before the solve; its results take the place of the parameters. Those that are
     `changing` during the solve stay what they are, after the others.
     """
+    jaxpr = tidied(jaxpr)
     n_consts = len(jaxpr.constvars)
     n_leaves = len(args) - n_consts
     parameters = [*jaxpr.constvars, *jaxpr.invars[:n_leaves]]
@@ -250,9 +252,3 @@ def check_saved(save_jaxpr: Any, changing: tuple[int, ...]) -> None:
             "save_fn must not use parameters that an affect changes (changes_p=True), since it is "
             "given those that the solve began with; keep such a value in the state instead."
         )
-
-
-def used_in(jaxpr: Any) -> set[Any]:
-    """The variables that something is computed from, or that are given back."""
-    values = [v for eqn in jaxpr.eqns for v in eqn.invars] + list(jaxpr.outvars)
-    return {v for v in values if not isinstance(v, jex.Literal)}
