@@ -34,7 +34,9 @@ def implicit(case: Case, **changes: Any) -> dj.DAEProblem:
 @pytest.mark.parametrize(
     ("alg", "case", "atol", "work", "evaluations"),
     [
-        (dj.DFBDF(), ROBER_DAE, 1e-6, (830, 1600, 3400), 1.2),
+        # At 1e-8 the second component is asked for to the rounding of the others, which makes it a
+        # thousand steps more or less.
+        (dj.DFBDF(), ROBER_DAE, 1e-6, (830, 1600, 4400), 1.2),
         (dj.DFBDF(), CHEMAKZO_DAE, 1e-2, (160, 300, 580), 1.2),
         (dj.RadauIIA5(), ROBER_DAE, 1e-6, (210, 440, 980), 9.0),
         (dj.RadauIIA5(), CHEMAKZO_DAE, 1e-2, (32, 70, 160), 13.0),

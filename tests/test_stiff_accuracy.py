@@ -40,18 +40,18 @@ WORK = [
     ("Rodas4", ROBER, (220, 610, 2100), (1300, 3700, 13000)),
     ("Kvaerno5", ROBER, (130, 270, 600), (1800, 3800, 8700)),
     ("Rodas5P", VDPOL_STIFF, (320, 600, 1400), (2600, 4800, 11000)),
-    ("KenCarp4", VDPOL_STIFF, (210, 430, 980), (3200, 6000, 11000)),
+    ("KenCarp4", VDPOL_STIFF, (250, 560, 1300), (3400, 6600, 11000)),
     ("Rodas5P", HIRES, (65, 180, 550), (530, 1400, 4400)),
     ("Rodas4", HIRES, (81, 240, 1000), (490, 1500, 6000)),
     ("Kvaerno5", HIRES, (58, 130, 350), (810, 1800, 4400)),
     ("Rodas5P", E5, (270, 840, 3700), (2200, 6700, 29000)),
-    ("KenCarp4", E5, (180, 630, 2500), (2200, 6500, 24000)),
+    ("KenCarp4", E5, (260, 950, 3700), (2700, 8800, 30000)),
     ("Rodas5P", CHEMAKZO, (32, 76, 220), (260, 610, 1800)),
     ("Rodas5P", BEAM, (88, 380, 1900), (710, 3000, 15000)),
-    ("KenCarp4", BEAM, (39, 180, 970), (440, 1700, 6600)),
+    ("KenCarp4", BEAM, (64, 280, 1700), (620, 2000, 10000)),
     ("Kvaerno5", BEAM, (76, 300, 1500), (790, 2700, 11000)),
     ("Rodas5P", BRUSS1D, (48, 98, 230), (390, 780, 1900)),
-    ("KenCarp4", BRUSS1D, (24, 60, 160), (410, 750, 1700)),
+    ("KenCarp4", BRUSS1D, (33, 81, 220), (450, 870, 2100)),
     ("RadauIIA5", ROBER, (220, 490, 1100), (1800, 3800, 8500)),
     ("RadauIIA5", VDPOL_STIFF, (340, 680, 1400), (3500, 6300, 11000)),
     ("RadauIIA5", HIRES, (71, 160, 330), (760, 1700, 2800)),
@@ -84,9 +84,6 @@ WORK = [
     ("FBDF", PENDULUM, (730, 1600, 3400), (810, 1700, 3700)),
     ("QNDF", CHEMAKZO_DAE, (150, 290, 560), (170, 320, 620)),
 ]
-# By how much what is accepted is missed: oscillations of the beam that are faster than the steps
-# make an error that hardly falls with the tolerance.
-MISSED = {("KenCarp4", "BEAM"): 1.1}
 
 
 @pytest.mark.slow
@@ -97,8 +94,7 @@ def test_accuracy_and_work(method: str, case: Case, steps: tuple, work: tuple) -
     """At three tolerances the error at the end, and the work that led there."""
     for rtol, most_steps, most_nf in zip(TOLERANCES, steps, work, strict=False):
         sol = solve(case, method, rtol)
-        missed = MISSED.get((method, case.name), 1.0)
-        assert error(case, sol.u_end) <= missed * allowed(case, rtol)
+        assert error(case, sol.u_end) <= allowed(case, rtol)
         stats = {name: int(x) for name, x in vars(sol.stats).items()}
         attempts = stats["naccept"] + stats["nreject"]
         assert attempts <= most_steps

@@ -48,9 +48,9 @@ NOISE = 10.0
 SHORT = 1.2
 # Once so many more steps than others had nothing larger in their errors, the order is bounded for
 # `DAMPED` steps. One or two look so by chance, where a derivative vanishes. Half of `NOISY` is too
-# few for a pendulum at loose tolerances, a third of `DAMPED` for the fastest modes of a beam.
+# few for a pendulum at loose tolerances, half of `DAMPED` for the fastest modes of a beam.
 NOISY = 10
-DAMPED = 300
+DAMPED = 600
 _TINY_ERROR = 1e-30
 
 
