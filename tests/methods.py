@@ -85,7 +85,7 @@ ESDIRK_METHODS = [
     Method(dj.Kvaerno3, 3, 3, 3, True, 0, True, _THIRD, _SHORT, False),
     Method(dj.KenCarp3, 3, 3, 3, True, 0, True, _THIRD, _SHORT, False),
     Method(dj.Kvaerno4, 4, 3, 4, True, 0, True, _THIRD, _SHORT, False),
-    Method(dj.KenCarp4, 4, 3, 5, True, 0, True, _THIRD, _SHORT, False),
+    Method(dj.KenCarp4, 4, 4, 5, True, 1, True, _THIRD, _SHORT, False),
     Method(dj.KenCarp47, 4, 4, 6, True, 1, True, _THIRD, _SHORT, False),
     Method(dj.Kvaerno5, 5, 4, 6, True, 2, True, _FIFTH, _MIDDLE, False),
     Method(dj.KenCarp5, 5, 4, 7, True, 2, True, _FIFTH, _MIDDLE, False),

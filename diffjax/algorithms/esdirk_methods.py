@@ -124,7 +124,8 @@ def KenCarp3(*, linear_solver: GMRES | None = None) -> ESDIRK:
 def KenCarp4(*, linear_solver: GMRES | None = None) -> ESDIRK:
     """An ESDIRK method of order 4(3) with 6 stages; L-stable and stiffly accurate.
 
-    The first of these to try at loose tolerances. Its extension is of order 3.
+    The first of these to try at loose tolerances. Its extension, of order 4, costs an
+    implicit stage more where something is saved.
 
     Source: Kennedy, Carpenter, Additive Runge-Kutta schemes for convection-diffusion-reaction
     equations, Appl. Numer. Math. 44, 2003.

@@ -40,11 +40,12 @@ KENCARP4 = esdirk(
     "4586570599/29645900160 0 178811875/945068544 814220225/1159782912 -3700637/11593932 "
     "61727/225920",
     error_order=3,
-    dense_order=3,
+    dense_order=4,
     # For a fifth more evaluations: without, most stiff problems lose half a digit to one more
     # against the tolerance, and an elastic beam of 80 equations whole modes.
     caution=4.1,
     stiff_cubics=True,
+    nodes=(0.3,),
 )
 
 KENCARP5 = esdirk(
