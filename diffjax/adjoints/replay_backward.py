@@ -10,7 +10,6 @@ share has one cotangent, contracted over the lanes inside the vjp, not one accum
 import dataclasses
 from collections.abc import Callable, Sequence
 from copy import copy
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +23,6 @@ from ..stepping.plan import Inputs
 from ..stepping.tape import Tape
 from ..stepping.trees import chosen, sum_of_rows, when
 from ..varying import vary_alike
-from .elements import with_elements
 from .linear_map import Level
 from .replay import (
     Happened,
@@ -482,16 +480,13 @@ def replay_backward(
 ) -> list[Array]:
     """The cotangents of a solve's moving inputs, for all lanes."""
 
-    def back(replay: Replay, residuals: Sequence[Array], given: Sequence[Array]) -> list[Array]:
+    def run(residuals: Sequence[Array], given: Sequence[Array]) -> list[Array]:
         cts = iter(given)
         full = [None if ct is None else next(cts) for ct in cotangents]
         return backward(replay, levels, residuals, full).run()
 
-    given, native = [ct for ct in cotangents if ct is not None], replay.plan.small
-    single = with_elements(replay) if native and not levels else replay
-    return one_or_many(
-        partial(back, single), partial(back, replay), list(residuals), given, native=native
-    )
+    given = [ct for ct in cotangents if ct is not None]
+    return one_or_many(run, run, list(residuals), given, native=replay.plan.small)
 
 
 def stacked(tree: PyTree) -> list[Array]:
