@@ -16,8 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from .base import Field, Memory, Norm, State, StepResult, TableauMethod
-from .once import once
-from .stages import advance, combine, evaluate_extension, evaluated, scaled
+from .stages import advance, combine, evaluate_extension, scaled
 from .tableaus.base import ButcherTableau
 
 _SMALL = 1e-30
@@ -87,7 +86,7 @@ class ExplicitRungeKutta(TableauMethod):
         tableau = self.tableau
         first = field.f(t, u) if memory.cache is None else memory.cache
         stages = self._stages(field, t, dt, u, [first], tableau.a, tableau.c)
-        u_end = once(advance(u, dt, tableau.b, stages))
+        u_end = field.once(advance(u, dt, tableau.b, stages))
         error = None if norm is None else self._error(dt, u, u_end, stages, norm)
         return StepResult(
             u=u_end,
@@ -112,7 +111,8 @@ class ExplicitRungeKutta(TableauMethod):
         if self.unroll:
             for row, node in zip(a[len(stages) :], c[len(stages) :], strict=True):
                 at = lax.add(t, lax.mul(dt.dtype.type(node), dt))
-                stages = [*stages, evaluated(field, at, advance(u, dt, row, stages))]
+                state = field.once(advance(u, dt, row, stages))
+                stages = [*stages, field.once(field.f(at, state))]
             return stages
         return self._looped_stages(field, t, dt, u, stages, a, c)
 

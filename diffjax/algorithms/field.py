@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ..linear.sparsity import Sparsity
 from ..noise.base import Increment, Need, NoiseProcess
+from .once import mixes, once, once_backwards
 
 # A state as the stepping code sees it: one array, or one flat vector per dtype (`stepping/layout`).
 State = PyTree[Array]
@@ -55,6 +56,10 @@ class Diffusion(eqx.Module):
         """The diffusion: like the state, or with one axis more, over the noises."""
         leaves, structure = jtu.tree_flatten(u)
         return jtu.tree_unflatten(structure, evaluate(self.jaxpr, (), *self.args, t, *leaves))
+
+    def once(self, x: State) -> State:
+        """`x`, as `Field.once`."""
+        return once(x) if mixes(self.jaxpr) else x
 
     @property
     def is_ito(self) -> bool:
@@ -127,6 +132,14 @@ class Field(eqx.Module):
         consts, parameters = self.args[:n_consts], self.args[n_consts:]
         out = evaluate(self.jaxpr, consts, *parameters, t, *leaves)
         return jax.tree_util.tree_unflatten(structure, out)
+
+    def once(self, x: State) -> State:
+        """`x`, what a stage is evaluated at or gives, computed once if that is best for a step."""
+        return once(x) if mixes(self.jaxpr) else x
+
+    def once_backwards(self, x: State) -> State:
+        """As `once`, but only its cotangent."""
+        return once_backwards(x) if mixes(self.jaxpr) else x
 
     def residual(self, t: Float[Array, ""], du: State, u: State) -> State:
         """F(du, u, p, t)."""

@@ -6,6 +6,8 @@ stencil of three points computes that sum three times, and within it what led to
 On the way back through a step it is worse, since there each stage is used in all before it. Of a
 discretised equation with 1,000 unknowns a solve by `Vern6` took seven times as long so, and its
 gradient ten times.
+
+Where a field treats each element of the state by itself, all of a step is best one loop over them.
 """
 
 from typing import Any, TypeVar
@@ -24,6 +26,11 @@ def once(tree: Tree) -> Tree:
     return jtu.tree_map(once_p.bind, tree)
 
 
+def once_backwards(tree: Tree) -> Tree:
+    """The same arrays, whose cotangents are each computed once."""
+    return jtu.tree_map(once_backwards_p.bind, tree)
+
+
 _same = jax.jit(lambda x: x)
 
 
@@ -35,10 +42,41 @@ def _by_a_call(context: Any, x: Any) -> Any:
     return out
 
 
-once_p = jex.Primitive("diffjax_once")
-once_p.def_impl(lambda x: x)
-once_p.def_abstract_eval(lambda x: x)
-batching.defvectorized(once_p)
-ad.deflinear2(once_p, lambda cotangent, _: [once_p.bind(cotangent)])
-mlir.register_lowering(once_p, lambda context, x: [x])
+def _identity(name: str) -> jex.Primitive:
+    """A primitive that gives back its argument, and whose cotangent is computed once."""
+    primitive = jex.Primitive(name)
+    primitive.def_impl(lambda x: x)
+    primitive.def_abstract_eval(lambda x: x)
+    batching.defvectorized(primitive)
+    ad.deflinear2(primitive, lambda cotangent, _: [once_p.bind(cotangent)])
+    mlir.register_lowering(primitive, lambda context, x: [x])
+    return primitive
+
+
+once_p, once_backwards_p = _identity("diffjax_once"), _identity("diffjax_once_backwards")
 mlir.register_lowering(once_p, _by_a_call, platform="cpu")
+
+_NAMES = """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp complex conj
+    convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor
+    ge gt imag integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter
+    not or pow real reduce_precision rem round rsqrt select_n sign sin sinh sqrt square
+    stop_gradient sub tan tanh xor
+"""
+_ELEMENTWISE = frozenset(_NAMES.split())
+
+
+def mixes(jaxpr: Any) -> bool:
+    """Whether an element of what a traced function gives depends on other elements of an array."""
+    return any(map(_mixes, jaxpr.eqns))
+
+
+def _mixes(eqn: Any) -> bool:
+    if all(v.aval.size == 1 for v in (*eqn.invars, *eqn.outvars)):
+        return False
+    inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+    if inner is not None and eqn.primitive.name not in ("scan", "while"):
+        return mixes(getattr(inner, "jaxpr", inner))
+    if eqn.primitive.name == "broadcast_in_dim":
+        return eqn.invars[0].aval.size != 1
+    return eqn.primitive.name not in _ELEMENTWISE

@@ -46,7 +46,7 @@ class AdditiveRungeKutta(RoesslerMethod):
         fs: list[State] = []
         for i in range(tableau.stages):
             inner = plus_noise(plus(u, dt, tableau.a0[i], fs), tableau.b0[i], gs, i10)
-            fs.append(field.f(t + tableau.c0[i] * dt, inner))
+            fs.append(field.once(field.f(t + tableau.c0[i] * dt, field.once(inner))))
         end = plus_noise(plus(u, dt, tableau.alpha, fs), tableau.beta1, gs, dw)
         high = plus_noise(jtu.tree_map(jnp.zeros_like, u), tableau.beta2, gs, i10)
         end = jtu.tree_map(jnp.add, end, high)

@@ -80,12 +80,13 @@ class StochasticRungeKutta(RoesslerMethod):
             if i in tableau.drifts:
                 inner = plus(u, dt, tableau.a0[i], fs)
                 inner = plus_noise(inner, tableau.b0[i], gs, integrals.i10)
-                fs.append(field.f(t + tableau.c0[i] * dt, inner))
+                fs.append(field.once(field.f(t + tableau.c0[i] * dt, field.once(inner))))
             else:
                 fs.append(zero)
             outer = plus(u, dt, tableau.a1[i], fs)
             outer = plus(outer, root, tableau.b1[i], gs)
-            gs.append(diffusion.g(t + tableau.c1[i] * dt, outer))
+            g = diffusion.g(t + tableau.c1[i] * dt, diffusion.once(outer))
+            gs.append(diffusion.once(g))
         end = plus(u, dt, tableau.alpha, fs)
         end = plus_noise(end, tableau.beta1, gs, integrals.dw)
         end = plus_noise(end, tableau.beta2, gs, integrals.i11)

@@ -9,8 +9,7 @@ import jax.tree_util as jtu
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .base import Field, State
-from .once import once
+from .base import State
 
 
 def scaled(x: Array, factor: Array) -> Array:
@@ -59,8 +58,3 @@ def evaluate_extension(coefficients: PyTree, theta: Array) -> State:
     for weight, state in zip(basis, others, strict=True):
         value = jtu.tree_map(lambda v, c, w=weight: lax.add(v, scaled(c, w)), value, state)
     return value
-
-
-def evaluated(field: Field, t: Array, u: State) -> State:
-    """The field at the state of a stage; both are computed once."""
-    return once(field.f(t, once(u)))

@@ -30,7 +30,8 @@ _NATIVE_PRIMITIVES = """
     abs add add_any and argmax argmin atan2 broadcast_in_dim cbrt ceil clamp complex concatenate
     conj convert_element_type copy copy_p cos cosh custom_jvp_call custom_linear_solve
     custom_vjp_call custom_vjp_call_jaxpr custom_vmap_call diffjax_linear diffjax_native
-    diffjax_once diffjax_one_or_many diffjax_whole
+    diffjax_once diffjax_once_backwards
+    diffjax_one_or_many diffjax_whole
     div dynamic_slice dynamic_update_slice eq erf_inv exp exp2 expand_dims expm1 floor ge gt imag
     integer_pow iota is_finite jit le log log1p logistic lt max min mul ne neg not
     optimization_barrier or pad pjit pow real reduce_and reduce_max reduce_min reduce_or
