@@ -376,11 +376,11 @@ def test_extra_stages_only_where_output_needs_them() -> None:
 
     def evaluations(**options: Any) -> int:
         prob = dj.ODEProblem(lambda u, p, t: jnp.tan(u) * p, jnp.ones(()), (0.0, 0.1), jnp.ones(()))
-        text = str(jax.make_jaxpr(lambda p: dj.solve(prob, dj.Vern9(), p=p, **options).u)(prob.p))
-        return len(re.findall(r"\btan\b", text))
+        solve = jax.jit(lambda p: dj.solve(prob, dj.Vern9(), p=p, **options).u)
+        return len(re.findall(r"\btan\(", solve.lower(prob.p).compile().as_text()))
 
     end, saves = evaluations(), evaluations(saveat=0.05)
-    assert end < saves
+    assert 16 <= end <= saves - 10
 
 
 def test_no_host_callback() -> None:
