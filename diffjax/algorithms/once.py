@@ -7,7 +7,8 @@ On the way back through a step it is worse, since there each stage is used in al
 discretised equation with 1,000 unknowns a solve by `Vern6` took seven times as long so, and its
 gradient ten times.
 
-Where a field treats each element of the state by itself, all of a step is best one loop over them.
+Where a field treats each element of the state by itself, all of a step is best one loop over them;
+and a matrix product takes whole arrays, which are computed once for it anyway.
 """
 
 from typing import Any, TypeVar
@@ -66,17 +67,37 @@ _NAMES = """
 _ELEMENTWISE = frozenset(_NAMES.split())
 
 
+# Of one shape with what they are made of, or handed to a library, which takes whole arrays.
+_WHOLE = frozenset(("conv_general_dilated", "dot_general", "expand_dims", "reshape", "squeeze"))
+
+
 def mixes(jaxpr: Any) -> bool:
-    """Whether an element of what a traced function gives depends on other elements of an array."""
-    return any(map(_mixes, jaxpr.eqns))
+    """Whether a field, whose last arguments are the state, takes elements of it together in what
+    XLA fuses."""
+    count = len(jaxpr.outvars)
+    return _mixed(jaxpr, [False] * (len(jaxpr.invars) - count) + [True] * count)
 
 
-def _mixes(eqn: Any) -> bool:
-    if all(v.aval.size == 1 for v in (*eqn.invars, *eqn.outvars)):
+def _mixed(jaxpr: Any, moving: list[bool]) -> bool:
+    """Whether it does so with those of its arguments that are `moving`."""
+    known = {v for v, moves in zip(jaxpr.invars, moving, strict=True) if moves}
+    for eqn in jaxpr.eqns:
+        moves = [not isinstance(v, jex.Literal) and v in known for v in eqn.invars]
+        if any(moves):
+            known.update(eqn.outvars)
+            if _mixes(eqn, moves):
+                return True
+    return False
+
+
+def _mixes(eqn: Any, moving: list[bool]) -> bool:
+    name = eqn.primitive.name
+    if all(v.aval.size == 1 for v in (*eqn.invars, *eqn.outvars)) or name in _WHOLE:
         return False
-    inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-    if inner is not None and eqn.primitive.name not in ("scan", "while"):
-        return mixes(getattr(inner, "jaxpr", inner))
-    if eqn.primitive.name == "broadcast_in_dim":
+    if name == "broadcast_in_dim":
         return eqn.invars[0].aval.size != 1
-    return eqn.primitive.name not in _ELEMENTWISE
+    inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+    inner = getattr(inner, "jaxpr", inner)
+    if inner is None or name in ("scan", "while") or len(inner.invars) != len(moving):
+        return name not in _ELEMENTWISE
+    return _mixed(inner, moving)

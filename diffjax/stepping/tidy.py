@@ -18,7 +18,7 @@ def tidied(jaxpr: Any) -> Any:
     known: dict[Hashable, Any] = {}
     used = used_in(jaxpr)
     for eqn in jaxpr.eqns:
-        eqn = eqn.replace(invars=[renamed(same, v) for v in eqn.invars])
+        eqn = eqn.replace(invars=[_renamed(same, v) for v in eqn.invars])
         key = _key(eqn, used)
         if key is not None and key in known:
             same[eqn.outvars[0]] = known[key]
@@ -26,10 +26,10 @@ def tidied(jaxpr: Any) -> Any:
         if key is not None:
             known[key] = eqn.outvars[0]
         eqns.append(eqn)
-    return jaxpr.replace(eqns=eqns, outvars=[renamed(same, v) for v in jaxpr.outvars])
+    return jaxpr.replace(eqns=eqns, outvars=[_renamed(same, v) for v in jaxpr.outvars])
 
 
-def renamed(same: dict[Any, Any], v: Any) -> Any:
+def _renamed(same: dict[Any, Any], v: Any) -> Any:
     """The variable that stands for this one."""
     return v if isinstance(v, jex.Literal) else same.get(v, v)
 
