@@ -66,7 +66,6 @@ _NAMES = """
 """
 _ELEMENTWISE = frozenset(_NAMES.split())
 
-
 # Of one shape with what they are made of, or handed to a library, which takes whole arrays.
 _WHOLE = frozenset(("conv_general_dilated", "dot_general", "expand_dims", "reshape", "squeeze"))
 
@@ -91,6 +90,7 @@ def _mixed(jaxpr: Any, moving: list[bool]) -> bool:
 
 
 def _mixes(eqn: Any, moving: list[bool]) -> bool:
+    """Whether an operation does; one that is not known here is taken to."""
     name = eqn.primitive.name
     if all(v.aval.size == 1 for v in (*eqn.invars, *eqn.outvars)) or name in _WHOLE:
         return False
